@@ -1,0 +1,1 @@
+"""Parallel QA data at rest: aligned shards, importers, the embedded sample."""

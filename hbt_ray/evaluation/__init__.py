@@ -1,0 +1,1 @@
+"""Every language pair from one encoding: benchmarks, exact ranks, measures, bias, report."""

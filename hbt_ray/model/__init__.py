@@ -1,0 +1,1 @@
+"""The dual encoder, its loss and its export."""

@@ -1,0 +1,1 @@
+"""Runs and the model registry; the only room that imports mlflow."""
