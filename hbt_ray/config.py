@@ -1,0 +1,264 @@
+"""Typed, frozen configuration: one YAML file, checked once at the edge, saved resolved beside every result.
+
+A value from the command line (`--set section.key=value`) replaces the file's before the check, so both are held to
+the same rules. Every mistake is a ConfigError that names the key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hbt_ray.errors import ConfigError
+from hbt_ray.languages import checked_codes
+
+SAMPLE_ROOT = "sample://"
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+Languages = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(checked_codes)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RunSection(_Section):
+    """Who the run is and where it leaves its files."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Folder and MLflow run name; the same name resumes."""
+    out: str = "runs"
+    """Folder that receives `<name>/`; relative to HBT_RAY_HOME when set, else to the current folder."""
+    storage: str | None = None
+    """Where checkpoints go (`s3://...` or a folder all nodes share); null = the run folder."""
+    seed: Annotated[int, Field(ge=0)] = 13
+
+
+class HoldOutSection(_Section):
+    """Validation split: whole groups (documents, articles) of every dataset, the same in all languages."""
+
+    fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
+    """Share of rows held out; 0 = no validation, no early stopping."""
+    batches: Annotated[int, Field(ge=2)] = 8
+    """Validation batches, half of them X-X-mono, half mixed, whatever α trains on."""
+
+
+class DataSection(_Section):
+    """Which parallel pairs to train on."""
+
+    root: str
+    """Corpus folder or `s3://...`; `sample://` is the embedded sample."""
+    datasets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Names of the datasets to use; null = all below the root."""
+    languages: Languages | None = None
+    """Languages to use; null = all that the datasets have."""
+    hold_out: HoldOutSection = HoldOutSection()
+
+
+class AlphaSchedule(_Section):
+    """α as a function of the step: points (step, α), constant before the first and after the last."""
+
+    points: Annotated[tuple[tuple[Annotated[int, Field(ge=0)], Fraction], ...], Field(min_length=1)]
+    interpolation: Literal["linear", "step"] = "linear"
+
+    @model_validator(mode="after")
+    def _steps_rise(self) -> AlphaSchedule:
+        steps = [step for step, _ in self.points]
+        if any(later <= earlier for earlier, later in pairwise(steps)):
+            raise ValueError("the steps of the points must rise")
+        return self
+
+
+class MixSection(_Section):
+    """How a batch is composed (arXiv 2408.10536, section 3)."""
+
+    alpha: Fraction | AlphaSchedule = 0.5
+    """Probability that a batch is X-X-mono; 1 = X-X-mono only, 0 = mixed batches only."""
+    mixed: Literal["X-Y", "X-X"] = "X-Y"
+    """What the other batches are: query and passage languages differ (X-Y), or agree but vary by pair (X-X)."""
+    pair_scope: Literal["pair", "batch"] = "pair"
+    """Draw the two languages of X-Y for every pair, or once for the whole batch."""
+    size_exponent: Annotated[float, Field(ge=0.0)] = 1.0
+    """ρ: a dataset is drawn with probability proportional to size^ρ; 1 is the paper's."""
+
+
+class ScratchSection(_Section):
+    """Shape of a randomly initialised XLM-R encoder (`backbone: scratch`)."""
+
+    vocabulary: Annotated[int, Field(ge=512)] = 8000
+    layers: Count = 3
+    hidden: Count = 192
+    heads: Count = 4
+    feed_forward: Count = 768
+    dropout: Fraction = 0.1
+
+
+class ModelSection(_Section):
+    """The dual encoder: one set of weights for queries and passages."""
+
+    backbone: str
+    """Folder, model hub name, `package:NAME` for weights shipped in a Python package, or `scratch`."""
+    revision: str | None = None
+    """Revision of a hub model."""
+    scratch: ScratchSection = ScratchSection()
+    pooling: Literal["mean", "cls", "pooler"] = "mean"
+    """`pooler` is LaBSE's: tanh(dense(CLS)). Embeddings are always L2-normalised."""
+    query_prefix: str = "Query: "
+    passage_prefix: str = "Passage: "
+    max_query_tokens: Annotated[int, Field(ge=4)] = 64
+    max_passage_tokens: Annotated[int, Field(ge=4)] = 256
+
+
+class TrainSection(_Section):
+    """Optimisation."""
+
+    steps: Count
+    batch_size: Annotated[int, Field(ge=2)]
+    """Global batch: pairs of one step over all workers."""
+    temperature: Positive = 0.05
+    """τ of InfoNCE: logits are cosine / τ."""
+    learning_rate: Positive = 3e-5
+    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-2
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    schedule: Literal["linear", "constant"] = "linear"
+    max_gradient_norm: Annotated[float, Field(ge=0.0)] = 1.0
+    """0 = no clipping."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    validate_every: Count = 100
+    """Steps between validations; each also writes a checkpoint."""
+    patience: Count | None = None
+    """Validations without a better loss before stopping; null = never stop early."""
+    log_every: Count = 10
+
+    @model_validator(mode="after")
+    def _warm_up_fits(self) -> TrainSection:
+        if self.warmup_steps > self.steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) exceeds steps ({self.steps})")
+        return self
+
+
+class ClusterSection(_Section):
+    """Workers of Ray Train."""
+
+    workers: Count = 1
+    gpu: bool = False
+    cpus_per_worker: Positive = 1.0
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    max_failures: Annotated[int, Field(ge=0)] = 2
+    """Restarts of the worker group before the run is given up."""
+
+
+class TrackingSection(_Section):
+    """MLflow; the store is MLFLOW_TRACKING_URI, else `mlflow.db` in the output folder."""
+
+    experiment: str = "hbt_ray"
+    registered_model: str | None = None
+    """Registered model that receives the run's best encoder; null = do not register."""
+    alias: str = "challenger"
+
+
+class Config(_Section):
+    """Everything a training run depends on."""
+
+    run: RunSection
+    data: DataSection
+    mix: MixSection = MixSection()
+    model: ModelSection
+    train: TrainSection
+    cluster: ClusterSection = ClusterSection()
+    tracking: TrackingSection = TrackingSection()
+
+    @model_validator(mode="after")
+    def _world_size_divides_batch(self) -> Config:
+        if self.train.batch_size % self.cluster.workers:
+            raise ValueError(
+                f"train.batch_size ({self.train.batch_size}) is not a multiple of "
+                f"cluster.workers ({self.cluster.workers})"
+            )
+        return self
+
+    def replaced(self, settings: Mapping[str, Any]) -> Config:
+        """A copy with the values of dotted keys replaced, checked anew. Raises ConfigError."""
+        raw = self.model_dump(mode="json")
+        for key, value in settings.items():
+            _put(raw, key, value)
+        return _checked(raw, "settings")
+
+
+def load_config(path: Path, settings: Sequence[str] = ()) -> Config:
+    """Read and check a YAML file with `section.key=value` settings on top.
+
+    Raises:
+        ConfigError: file absent, not YAML, unknown key, value out of range; names the key and the nearest known one.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(str(path), error.strerror, "a YAML configuration file", "Check the path.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), " ".join(str(error).split()), "valid YAML", "Mend the file.") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(str(path), type(raw).__name__, "sections such as run, data, model, train", "Add them.")
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise ConfigError("--set", repr(setting), "section.key=value", "For example --set mix.alpha=0.5.")
+        _put(raw, key, yaml.safe_load(value))
+    return _checked(raw, str(path))
+
+
+def _put(raw: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        child = raw.setdefault(section, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {key}", repr(child), f"a section at {section!r}", "Name a key inside a section.")
+        raw = child
+    raw[last] = value
+
+
+def _checked(raw: dict[str, Any], source: str) -> Config:
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise _config_error(error, source) from None
+
+
+def _config_error(error: ValidationError, source: str) -> ConfigError:
+    """The first problem in our words; an unknown key comes first because it often explains the others."""
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    problem = problems[0]
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location) or "configuration"
+    where = f"{source}: {key}"
+    if problem["type"] == "extra_forbidden":
+        return _unknown_key(where, location)
+    if problem["type"] == "missing":
+        return ConfigError(where, "nothing", "a value (the key has no default)", f"Add {key}.")
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, ConfigError):
+        return ConfigError(where, cause.received, cause.expected, cause.fix)
+    message = problem["msg"].removeprefix("Value error, ")
+    received = "the configuration" if not location else repr(problem["input"])
+    return ConfigError(where, received, message[0].lower() + message[1:], f"Correct {key}.")
+
+
+def _unknown_key(where: str, location: list[str]) -> ConfigError:
+    section: type[BaseModel] = Config
+    for part in location[:-1]:
+        child = section.model_fields[part].annotation if part in section.model_fields else None
+        if not (isinstance(child, type) and issubclass(child, BaseModel)):
+            break
+        section = child
+    known = list(section.model_fields)
+    near = get_close_matches(location[-1], known, n=1, cutoff=0.5)
+    fix = f"Did you mean {near[0]!r}?" if near else "Remove it or use a known key."
+    return ConfigError(where, f"unknown key {location[-1]!r}", f"one of {', '.join(known)}", fix)

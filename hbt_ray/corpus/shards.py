@@ -1,0 +1,324 @@
+"""Aligned Parquet shards: row i of part k is the same pair in every language of a dataset.
+
+    <root>/<dataset>/manifest.json                 written last: its existence means complete
+    <root>/<dataset>/<lang>/part-00000.parquet     pair_id, query, passage, passage_id, negatives
+    <root>/<dataset>/presence.<lang>.npy           uint8 [2, ceil(rows / 8)]: packed bits, queries then passages
+    <root>/<dataset>/groups.npy                    int32 [rows]: number of the document a row comes from
+
+Parts and row groups have the same boundaries in every language, so a new language is added without rewriting
+another and a batch reads only the (row group, language) cells it uses. A missing translation is a null cell.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hbt_ray.corpus.pairs import ParallelPair
+from hbt_ray.errors import CorpusError
+from hbt_ray.languages import checked_codes, language
+from hbt_ray.storage import Folder, sha256
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+GROUPS = "groups.npy"
+SCHEMA = pa.schema(
+    [
+        pa.field("pair_id", pa.string(), nullable=False),
+        pa.field("query", pa.string()),
+        pa.field("passage", pa.string()),
+        pa.field("passage_id", pa.string(), nullable=False),
+        pa.field("negatives", pa.list_(pa.string()), nullable=False),
+    ]
+)
+
+Bits = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a dataset holds; `files` maps relative paths to sha256, `usable` counts cells per language."""
+
+    dataset: str
+    languages: tuple[str, ...]
+    rows_per_part: tuple[int, ...]
+    rows_per_group: int
+    groups: int
+    seed: int
+    files: Mapping[str, str]
+    usable: Mapping[str, Mapping[str, int]]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def rows(self) -> int:
+        """Pairs per language, missing cells included."""
+        return sum(self.rows_per_part)
+
+
+def part_name(lang: str, part: int) -> str:
+    """Relative path of a part file."""
+    return f"{lang}/part-{part:05d}.parquet"
+
+
+def presence_name(lang: str) -> str:
+    """Relative path of a language's presence bits."""
+    return f"presence.{lang}.npy"
+
+
+def write_dataset(
+    root: Folder,
+    dataset: str,
+    pairs: Sequence[ParallelPair],
+    languages: Sequence[str],
+    provenance: Mapping[str, Any],
+    *,
+    seed: int = 13,
+    rows_per_part: int = 65_536,
+    rows_per_group: int = 256,
+) -> Manifest:
+    """Write pairs as aligned shards, rows shuffled once by `seed`; the manifest comes last.
+
+    Raises:
+        CorpusError: no pairs, duplicate pair_id, empty text, a pair without query or passage in any language.
+        ConfigError: unknown language code.
+    """
+    folder = root / dataset
+    languages = checked_codes(languages, f"languages of {dataset}")
+    _check_pairs(dataset, pairs, languages)
+    order = np.random.default_rng(seed).permutation(len(pairs))
+    rows = [pairs[i] for i in order]
+    files: dict[str, str] = {}
+
+    def put(name: str, data: bytes) -> None:
+        folder.write(name, data)
+        files[name] = sha256(data)
+
+    starts = range(0, len(rows), rows_per_part)
+    for part, start in enumerate(starts):
+        for lang in languages:
+            chunk = rows[start : start + rows_per_part]
+            put(part_name(lang, part), _parquet_bytes(chunk, lang, rows_per_group))
+    usable = {}
+    for lang in languages:
+        bits = presence_bits(rows, lang)
+        put(presence_name(lang), _npy_bytes(bits))
+        usable[lang] = _usable(bits)
+    numbers = {name: number for number, name in enumerate(sorted({pair.group for pair in rows}))}
+    put(GROUPS, _npy_bytes(np.array([numbers[pair.group] for pair in rows], dtype=np.int32)))
+    manifest = Manifest(
+        dataset=dataset,
+        languages=languages,
+        rows_per_part=tuple(min(rows_per_part, len(rows) - start) for start in starts),
+        rows_per_group=rows_per_group,
+        groups=len(numbers),
+        seed=seed,
+        files=files,
+        usable=usable,
+        provenance=dict(provenance),
+    )
+    folder.write(MANIFEST, json.dumps(asdict(manifest), indent=2, ensure_ascii=False).encode())
+    return manifest
+
+
+def presence_bits(rows: Sequence[ParallelPair], lang: str) -> Bits:
+    """uint8 [2, ceil(len(rows) / 8)]: which rows have a query (row 0) and a passage (row 1) in the language."""
+    present = np.array([[lang in pair.query for pair in rows], [lang in pair.passage for pair in rows]])
+    return np.packbits(present, axis=1)
+
+
+def _usable(bits: Bits) -> dict[str, int]:
+    query, passage = bits
+    counts = {"queries": query, "passages": passage, "pairs": query & passage}
+    return {name: int(np.bitwise_count(packed).sum()) for name, packed in counts.items()}
+
+
+def _check_pairs(dataset: str, pairs: Sequence[ParallelPair], languages: Sequence[str]) -> None:
+    if not pairs:
+        raise CorpusError(dataset, "no pairs", "at least one query-passage pair", "Check the source.")
+    known = set(languages)
+    for pair in pairs:
+        where = f"{dataset}: pair {pair.pair_id!r}"
+        for name, texts in (("query", pair.query), ("passage", pair.passage)):
+            for lang, text in texts.items():
+                if lang not in known:
+                    raise CorpusError(where, f"{name} in {lang!r}", f"one of {', '.join(languages)}", "Add it.")
+                if not text.strip():
+                    raise CorpusError(
+                        f"{where}, {lang}", f"an empty {name}", "text", "Leave the cell out instead of empty."
+                    )
+        if not pair.query or not pair.passage:
+            missing = "passage" if pair.query else "query"
+            raise CorpusError(where, f"no {missing}", f"a {missing} in some language", "Drop the pair.")
+    twice = [pair_id for pair_id, n in Counter(pair.pair_id for pair in pairs).items() if n > 1]
+    if twice:
+        raise CorpusError(
+            f"{dataset}: pair_id", f"{twice[0]!r} more than once", "unique pair ids", "Remove or rename one."
+        )
+
+
+def _parquet_bytes(rows: Sequence[ParallelPair], lang: str, rows_per_group: int) -> bytes:
+    table = pa.table(
+        {
+            "pair_id": [pair.pair_id for pair in rows],
+            "query": [pair.query.get(lang) for pair in rows],
+            "passage": [pair.passage.get(lang) for pair in rows],
+            "passage_id": [pair.passage_id for pair in rows],
+            "negatives": [list(pair.negatives.get(lang, ())) for pair in rows],
+        },
+        schema=SCHEMA,
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, row_group_size=rows_per_group, compression="zstd")
+    return buffer.getvalue()
+
+
+def _npy_bytes(array: npt.NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class ShardedDataset:
+    """A complete dataset on disk, opened by its manifest."""
+
+    folder: Folder
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, folder: Folder) -> ShardedDataset:
+        """Open a dataset folder. Raises CorpusError if the manifest is missing, broken or of another version."""
+        if not folder.exists(MANIFEST):
+            raise CorpusError(
+                folder.uri,
+                f"no {MANIFEST}",
+                "a complete dataset folder",
+                "The writer puts the manifest last: run the import again.",
+            )
+        where = f"{folder.uri}/{MANIFEST}"
+        try:
+            raw = json.loads(folder.read(MANIFEST))
+            version = raw.get("schema_version")
+            if version != SCHEMA_VERSION:
+                raise CorpusError(where, f"schema_version {version}", f"{SCHEMA_VERSION}", "Import the data again.")
+            raw["languages"] = tuple(raw["languages"])
+            raw["rows_per_part"] = tuple(raw["rows_per_part"])
+            manifest = Manifest(**raw)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CorpusError(where, repr(error), "a manifest", "Run the import again.") from None
+        for lang in manifest.languages:
+            language(lang, where)
+        return cls(folder, manifest)
+
+    @property
+    def name(self) -> str:
+        """Name of the dataset."""
+        return self.manifest.dataset
+
+    @cached_property
+    def group_starts(self) -> npt.NDArray[np.int64]:
+        """int64 [row groups + 1]: first row of each row group over all parts, and the number of rows."""
+        starts = [0]
+        for rows in self.manifest.rows_per_part:
+            first = starts[-1]
+            starts += [min(first + k, first + rows) for k in self._steps(rows)]
+        return np.array(starts, dtype=np.int64)
+
+    def _steps(self, rows: int) -> range:
+        size = self.manifest.rows_per_group
+        return range(size, rows + size, size)
+
+    @cached_property
+    def _locations(self) -> list[tuple[int, int]]:
+        """(part, row group inside the part) of every row group."""
+        return [
+            (part, k) for part, rows in enumerate(self.manifest.rows_per_part) for k in range(len(self._steps(rows)))
+        ]
+
+    def presence(self, lang: str) -> Bits:
+        """uint8 [2, ceil(rows / 8)]: packed presence of queries and passages."""
+        return self._array(presence_name(lang))
+
+    def groups(self) -> npt.NDArray[np.int32]:
+        """int32 [rows]: number of the document each row comes from."""
+        return self._array(GROUPS)
+
+    def _array(self, name: str) -> npt.NDArray[Any]:
+        try:
+            data = self.folder.read(name)
+        except OSError:
+            raise self._missing(name) from None
+        return np.load(io.BytesIO(data), allow_pickle=False)  # type: ignore[no-any-return]
+
+    def read_group(self, lang: str, group: int, columns: Sequence[str]) -> pa.Table:
+        """One (row group, language) cell. Raises CorpusError if its file is missing."""
+        part, index = self._locations[group]
+        name = part_name(lang, part)
+        try:
+            with self.folder.filesystem.open_input_file(self.folder.path(name)) as file:
+                return pq.ParquetFile(file).read_row_group(index, columns=list(columns))
+        except FileNotFoundError:
+            raise self._missing(name) from None
+
+    def read_part(self, lang: str, part: int) -> pa.Table:
+        """One whole part of a language."""
+        return pq.read_table(io.BytesIO(self.folder.read(part_name(lang, part))), schema=SCHEMA)
+
+    def _missing(self, name: str) -> CorpusError:
+        return CorpusError(
+            f"{self.folder.uri}/{name}",
+            "no such file",
+            "the file the manifest lists",
+            "Run the import again.",
+        )
+
+
+def open_corpus(root: Folder, names: Sequence[str] | None = None) -> list[ShardedDataset]:
+    """The datasets below a corpus root (or the one dataset that `root` itself is), in the order of their names.
+
+    Raises:
+        CorpusError: no such folder, no dataset in it, a dataset folder without manifest, an unknown name.
+    """
+    if root.exists(MANIFEST):
+        found = [ShardedDataset.open(root)]
+    else:
+        found = [ShardedDataset.open(root / name) for name in root.folders() if _looks_like_dataset(root / name)]
+    if not found:
+        received = "no dataset inside" if root.exists() else "no such folder"
+        raise CorpusError(
+            root.uri,
+            received,
+            f"<dataset>/{MANIFEST} below it",
+            "Import a corpus first (hbt-ray data import).",
+        )
+    if names is None:
+        return found
+    by_name = {dataset.name: dataset for dataset in found}
+    for name in names:
+        if name not in by_name:
+            raise CorpusError(
+                root.uri, f"no dataset {name!r}", f"one of {', '.join(by_name)}", "Correct data.datasets."
+            )
+    return [by_name[name] for name in names]
+
+
+def _looks_like_dataset(folder: Folder) -> bool:
+    """A manifest, or parts without one: an import that was cut short must not pass for an empty folder."""
+    if folder.exists(MANIFEST):
+        return True
+    return any(
+        name.startswith("part-") and name.endswith(".parquet")
+        for child in folder.folders()
+        for name in (folder / child).entries()
+    )

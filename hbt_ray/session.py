@@ -1,0 +1,92 @@
+"""Which Ray to use: the cluster of a job, or our own local one that nobody else can reach or disturb."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import ceil
+
+from hbt_ray.errors import ResourceError
+
+SPARE_CPUS = 2  # logical CPUs for data tasks and controllers beside the workers
+
+
+@contextmanager
+def ray_session(worker_cpus: float = 1.0) -> Iterator[None]:
+    """Join the cluster that RAY_ADDRESS names (a submitted job has it set), else start a local Ray and end it after.
+
+    The local one gets logical CPUs for workers and data tasks, and never joins a cluster that happens to run on
+    this machine.
+
+    Raises:
+        ResourceError: the workers need more CPUs than there are.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, logging_level=logging.WARNING)
+    else:
+        _start_local(worker_cpus)
+    try:
+        check_cpus(worker_cpus)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def prepare_environment() -> None:
+    """Settings that Ray reads while it is imported, so the command line calls this first.
+
+    A local Ray asks for a random token of its own unless RAY_AUTH_MODE says otherwise; without this it would
+    create one in the user's home.
+    """
+    if "RAY_AUTH_MODE" not in os.environ and "RAY_ADDRESS" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    for name, value in {
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads of idle processes would slow the others down ninefold
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how often reports of the workers are taken; steps wait for it
+        "TQDM_DISABLE": "1",  # the libraries' own bars; progress of a run is shown by the command line
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def _start_local(worker_cpus: float) -> None:
+    import ray
+
+    cores = os.cpu_count() or 1
+    if worker_cpus > cores:
+        raise _too_few(worker_cpus, cores)
+    ray.init(
+        address="local",
+        num_cpus=max(cores, ceil(worker_cpus)) + SPARE_CPUS,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+
+
+def check_cpus(worker_cpus: float) -> None:
+    """Refuse what would wait forever: workers that leave no CPU for the data tasks. Raises ResourceError."""
+    import ray
+
+    total = ray.cluster_resources().get("CPU", 0.0)
+    if worker_cpus + 1 > total:
+        raise _too_few(worker_cpus, int(total))
+
+
+def _too_few(worker_cpus: float, cpus: int) -> ResourceError:
+    return ResourceError(
+        "cluster.workers x cluster.cpus_per_worker",
+        f"{worker_cpus:g} CPUs for workers",
+        f"at most the {cpus} CPUs that are there (on a cluster one less, for the data tasks)",
+        "Lower cluster.workers or cluster.cpus_per_worker.",
+    )
