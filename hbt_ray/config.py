@@ -10,10 +10,19 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from hbt_ray.errors import ConfigError
 from hbt_ray.languages import checked_codes
@@ -23,11 +32,25 @@ SAMPLE_ROOT = "sample://"
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
-Languages = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(checked_codes)]
+
+
+def _checked_languages(codes: tuple[str, ...]) -> tuple[str, ...]:
+    return checked_codes(codes, "data.languages")
+
+
+def _checked_datasets(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError("data.datasets", f"{name!r} twice", "every dataset once", f"Remove one {name!r}.")
+    return names
+
+
+Languages = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_checked_languages)]
+Datasets = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_checked_datasets)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class RunSection(_Section):
@@ -48,7 +71,7 @@ class HoldOutSection(_Section):
     fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
     """Share of rows held out; 0 = no validation, no early stopping."""
     batches: Annotated[int, Field(ge=2)] = 8
-    """Validation batches, half of them X-X-mono, half mixed, whatever α trains on."""
+    """Validation batches, half of them X-X-mono, half mixed; the validation loss weighs the halves by α."""
 
 
 class DataSection(_Section):
@@ -56,7 +79,7 @@ class DataSection(_Section):
 
     root: str
     """Corpus folder or `s3://...`; `sample://` is the embedded sample."""
-    datasets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    datasets: Datasets | None = None
     """Names of the datasets to use; null = all below the root."""
     languages: Languages | None = None
     """Languages to use; null = all that the datasets have."""
@@ -73,14 +96,30 @@ class AlphaSchedule(_Section):
     def _steps_rise(self) -> AlphaSchedule:
         steps = [step for step, _ in self.points]
         if any(later <= earlier for earlier, later in pairwise(steps)):
-            raise ValueError("the steps of the points must rise")
+            raise ConfigError(
+                "mix.alpha.points", f"steps {steps}", "steps that rise from point to point", "Put the points in order."
+            )
         return self
+
+
+_ALPHA_FORMS = ("(constant)", "(schedule)")
+
+
+def _alpha_form(alpha: object) -> str:
+    """Which form of α is meant, so that only the mistakes of that form are reported."""
+    return _ALPHA_FORMS[isinstance(alpha, Mapping | AlphaSchedule)]
+
+
+Alpha = Annotated[
+    Annotated[Fraction, Tag(_ALPHA_FORMS[0])] | Annotated[AlphaSchedule, Tag(_ALPHA_FORMS[1])],
+    Discriminator(_alpha_form),
+]
 
 
 class MixSection(_Section):
     """How a batch is composed (arXiv 2408.10536, section 3)."""
 
-    alpha: Fraction | AlphaSchedule = 0.5
+    alpha: Alpha = 0.5
     """Probability that a batch is X-X-mono; 1 = X-X-mono only, 0 = mixed batches only."""
     mixed: Literal["X-Y", "X-X"] = "X-Y"
     """What the other batches are: query and passage languages differ (X-Y), or agree but vary by pair (X-X)."""
@@ -141,7 +180,12 @@ class TrainSection(_Section):
     @model_validator(mode="after")
     def _warm_up_fits(self) -> TrainSection:
         if self.warmup_steps > self.steps:
-            raise ValueError(f"warmup_steps ({self.warmup_steps}) exceeds steps ({self.steps})")
+            raise ConfigError(
+                "train.warmup_steps",
+                self.warmup_steps,
+                f"at most train.steps ({self.steps})",
+                "Lower train.warmup_steps or raise train.steps.",
+            )
         return self
 
 
@@ -179,9 +223,11 @@ class Config(_Section):
     @model_validator(mode="after")
     def _world_size_divides_batch(self) -> Config:
         if self.train.batch_size % self.cluster.workers:
-            raise ValueError(
-                f"train.batch_size ({self.train.batch_size}) is not a multiple of "
-                f"cluster.workers ({self.cluster.workers})"
+            raise ConfigError(
+                "train.batch_size",
+                self.train.batch_size,
+                f"a multiple of cluster.workers ({self.cluster.workers})",
+                "Change train.batch_size or cluster.workers.",
             )
         return self
 
@@ -211,8 +257,17 @@ def load_config(path: Path, settings: Sequence[str] = ()) -> Config:
         key, equals, value = setting.partition("=")
         if not equals or not key:
             raise ConfigError("--set", repr(setting), "section.key=value", "For example --set mix.alpha=0.5.")
-        _put(raw, key, yaml.safe_load(value))
+        _put(raw, key, _parsed(setting, value))
     return _checked(raw, str(path))
+
+
+def _parsed(setting: str, value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"--set {setting}", " ".join(str(error).split()), "a YAML value", "Quote or close it."
+        ) from None
 
 
 def _put(raw: dict[str, Any], key: str, value: Any) -> None:
@@ -236,8 +291,8 @@ def _config_error(error: ValidationError, source: str) -> ConfigError:
     """The first problem in our words; an unknown key comes first because it often explains the others."""
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     problem = problems[0]
-    location = [str(part) for part in problem["loc"]]
-    key = ".".join(location) or "configuration"
+    location = [str(part) for part in problem["loc"] if part not in _ALPHA_FORMS]
+    key = ".".join(location)
     where = f"{source}: {key}"
     if problem["type"] == "extra_forbidden":
         return _unknown_key(where, location)
@@ -245,20 +300,23 @@ def _config_error(error: ValidationError, source: str) -> ConfigError:
         return ConfigError(where, "nothing", "a value (the key has no default)", f"Add {key}.")
     cause = problem.get("ctx", {}).get("error")
     if isinstance(cause, ConfigError):
-        return ConfigError(where, cause.received, cause.expected, cause.fix)
-    message = problem["msg"].removeprefix("Value error, ")
-    received = "the configuration" if not location else repr(problem["input"])
-    return ConfigError(where, received, message[0].lower() + message[1:], f"Correct {key}.")
+        return ConfigError(f"{source}: {cause.where}", cause.received, cause.expected, cause.fix)
+    message = problem["msg"]
+    return ConfigError(where, repr(problem["input"]), message[0].lower() + message[1:], f"Correct {key}.")
 
 
 def _unknown_key(where: str, location: list[str]) -> ConfigError:
     section: type[BaseModel] = Config
     for part in location[:-1]:
-        child = section.model_fields[part].annotation if part in section.model_fields else None
-        if not (isinstance(child, type) and issubclass(child, BaseModel)):
-            break
-        section = child
+        section = _section_of(section.model_fields[part].annotation) or section
     known = list(section.model_fields)
     near = get_close_matches(location[-1], known, n=1, cutoff=0.5)
     fix = f"Did you mean {near[0]!r}?" if near else "Remove it or use a known key."
     return ConfigError(where, f"unknown key {location[-1]!r}", f"one of {', '.join(known)}", fix)
+
+
+def _section_of(annotation: object) -> type[BaseModel] | None:
+    """The section that a field holds, or may hold instead of a plain value."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_of(part))), None)

@@ -41,8 +41,8 @@ class UserError(HbtError):
         return f"{self.where}: got {self.received}; expected {self.expected}. {self.fix}"
 
 
-class ConfigError(UserError):
-    """A configuration key or command-line value."""
+class ConfigError(UserError, ValueError):
+    """A configuration key or command-line value; a ValueError, so that pydantic takes it from a validator."""
 
 
 class CorpusError(UserError):

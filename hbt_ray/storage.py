@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.fs as pafs
+
+from hbt_ray.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,10 @@ class Folder:
     @cached_property
     def _resolved(self) -> tuple[pafs.FileSystem, str]:
         if "://" in self.uri:
-            return pafs.FileSystem.from_uri(self.uri)  # type: ignore[no-any-return]
+            try:
+                return pafs.FileSystem.from_uri(self.uri)  # type: ignore[no-any-return]
+            except pa.ArrowInvalid as error:
+                raise ConfigError(self.uri, error, "a folder or s3://bucket/prefix", "Correct the address.") from None
         return pafs.LocalFileSystem(), str(Path(self.uri).expanduser().absolute())
 
     @property
@@ -61,6 +67,11 @@ class Folder:
         self.filesystem.create_dir(parent, recursive=True)
         with self.filesystem.open_output_stream(self.path(name)) as stream:
             stream.write(data)
+
+    def remove(self, name: str) -> None:
+        """Delete a file if it is there. Raises OSError."""
+        if self.exists(name):
+            self.filesystem.delete_file(self.path(name))
 
 
 def sha256(data: bytes) -> str:

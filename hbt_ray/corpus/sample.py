@@ -372,7 +372,7 @@ def _former_currency(territory: str) -> Names:
 def _exit_prefix(territory: str) -> Names:
     """The prefix of calls abroad; a territory with a choice of carriers has a pattern instead, and no fact."""
     metadata = phonenumbers.PhoneMetadata.metadata_for_region(territory)
-    prefix = metadata.preferred_international_prefix or metadata.international_prefix
+    prefix = metadata and (metadata.preferred_international_prefix or metadata.international_prefix)
     return _everywhere(prefix) if prefix and prefix.isdigit() else {}
 
 

@@ -99,6 +99,7 @@ def write_dataset(
     order = np.random.default_rng(seed).permutation(len(pairs))
     rows = [pairs[i] for i in order]
     files: dict[str, str] = {}
+    folder.remove(MANIFEST)  # while an older import is replaced, the folder is not complete
 
     def put(name: str, data: bytes) -> None:
         folder.write(name, data)
@@ -288,7 +289,8 @@ def open_corpus(root: Folder, names: Sequence[str] | None = None) -> list[Sharde
     """The datasets below a corpus root (or the one dataset that `root` itself is), in the order of their names.
 
     Raises:
-        CorpusError: no such folder, no dataset in it, a dataset folder without manifest, an unknown name.
+        CorpusError: no such folder, no dataset in it, a dataset folder without manifest, an unknown name, a name
+            that two folders have.
     """
     if root.exists(MANIFEST):
         found = [ShardedDataset.open(root)]
@@ -302,15 +304,29 @@ def open_corpus(root: Folder, names: Sequence[str] | None = None) -> list[Sharde
             f"<dataset>/{MANIFEST} below it",
             "Import a corpus first (hbt-ray data import).",
         )
+    by_name = _by_name(found)
     if names is None:
         return found
-    by_name = {dataset.name: dataset for dataset in found}
     for name in names:
         if name not in by_name:
             raise CorpusError(
                 root.uri, f"no dataset {name!r}", f"one of {', '.join(by_name)}", "Correct data.datasets."
             )
     return [by_name[name] for name in names]
+
+
+def _by_name(datasets: Sequence[ShardedDataset]) -> dict[str, ShardedDataset]:
+    by_name: dict[str, ShardedDataset] = {}
+    for dataset in datasets:
+        if dataset.name in by_name:
+            raise CorpusError(
+                dataset.folder.uri,
+                f"dataset {dataset.name!r}, which {by_name[dataset.name].folder.uri} is too",
+                "one folder per dataset",
+                "Remove the copy, or import it under another name.",
+            )
+        by_name[dataset.name] = dataset
+    return by_name
 
 
 def _looks_like_dataset(folder: Folder) -> bool:

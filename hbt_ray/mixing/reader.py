@@ -64,6 +64,7 @@ class SliceReader:
 def _ragged(tokenizer: Tokenizer, texts: list[str], max_tokens: int, size: int) -> pa.Array:
     """list<list<int32>>: the token ids of each text, `size` texts a row."""
     tokenizer.enable_truncation(max_tokens)
+    tokenizer.no_padding()  # many a tokenizer.json pads to a fixed length; pads would pass for tokens
     ids = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
     rows = [ids[start : start + size] for start in range(0, len(ids), size)]
     return pa.array(rows, pa.list_(pa.list_(pa.int32())))
@@ -98,12 +99,12 @@ class _CellReader:
         starts = self._datasets[spec.dataset].group_starts
         groups = np.searchsorted(starts, spec.rows, side="right") - 1
         return [
-            self._cell(spec.dataset, self._languages[code], int(group), column)[int(row - starts[group])].as_py()
+            self._cell(spec.dataset, self._languages[code], int(group))[column][int(row - starts[group])].as_py()
             for code, group, row in zip(languages, groups, spec.rows, strict=True)
         ]
 
-    def _read(self, dataset: str, lang: str, group: int, column: str) -> pa.ChunkedArray:
-        return self._datasets[dataset].read_group(lang, group, [column])[column]
+    def _read(self, dataset: str, lang: str, group: int) -> pa.Table:
+        return self._datasets[dataset].read_group(lang, group, ["query", "passage", "passage_id"])
 
 
 def passage_key(dataset: str, passage_id: str) -> int:

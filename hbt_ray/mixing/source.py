@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -67,16 +67,12 @@ def validation_sources(config: Config, root: str) -> dict[str, PlanSource]:
         return {}
     base = training_source(config, root)
     sources = {
-        mode: PlanSource(
-            **{
-                **vars(base),
-                "mix": MixSection(alpha=alpha, size_exponent=config.mix.size_exponent),
-                "split": "validation",
-            }
-        )
+        mode: replace(base, mix=MixSection(alpha=alpha, size_exponent=config.mix.size_exponent), split="validation")
         for mode, alpha in (("X-X-mono", 1.0), ("X-Y", 0.0))
     }
-    if len(plan_languages(open_corpus(Folder(root), base.datasets), base.languages)) == 1:
+    datasets = open_corpus(Folder(root), base.datasets)
+    languages = plan_languages(datasets, base.languages)
+    if not any(len(set(dataset.manifest.languages).intersection(languages)) > 1 for dataset in datasets):
         del sources["X-Y"]
     return sources
 
@@ -100,15 +96,19 @@ def _open(source: PlanSource) -> OpenPlan:
     datasets = open_corpus(Folder(source.root), source.datasets)
     languages = plan_languages(datasets, source.languages)
     rows = [dataset_rows(dataset, languages, _kept(dataset, source)) for dataset in datasets]
-    plan = BatchPlan(
-        rows,
-        languages,
-        source.mix,
-        source.batch_size,
-        source.seed,
-        small_streams="refuse" if source.split == "train" else "leave out",
-    )
-    return OpenPlan(plan, {dataset.name: dataset for dataset in datasets})
+    by_name = {dataset.name: dataset for dataset in datasets}
+    if source.split == "train":
+        return OpenPlan(BatchPlan(rows, languages, source.mix, source.batch_size, source.seed), by_name)
+    try:
+        plan = BatchPlan(rows, languages, source.mix, source.batch_size, source.seed, small_streams="leave out")
+    except ConfigError as error:
+        raise ConfigError(
+            "data.hold_out.fraction",
+            source.hold_out.fraction,
+            f"enough held-out rows for validation ({error.expected})",
+            "Raise it, lower train.batch_size, or set it to 0 for no validation.",
+        ) from None
+    return OpenPlan(plan, by_name)
 
 
 def dataset_rows(dataset: ShardedDataset, languages: Sequence[str], kept: npt.NDArray[np.bool_]) -> DatasetRows:
@@ -132,7 +132,14 @@ def held_out_groups(groups: int, fraction: float, seed: int) -> npt.NDArray[np.b
 
 
 def _kept(dataset: ShardedDataset, source: PlanSource) -> npt.NDArray[np.bool_]:
-    """bool [rows]: the rows that belong to the split."""
+    """bool [rows]: the rows that belong to the split. Raises ConfigError if none would be left for training."""
     held = held_out_groups(dataset.manifest.groups, source.hold_out.fraction, source.seed)
+    if held.all():
+        raise ConfigError(
+            "data.hold_out.fraction",
+            source.hold_out.fraction,
+            f"a fraction that leaves some of the {len(held)} groups of dataset {dataset.name!r} for training",
+            "Lower it, set it to 0, or import the dataset with more groups.",
+        )
     in_validation = held[dataset.groups()]
     return in_validation if source.split == "validation" else ~in_validation

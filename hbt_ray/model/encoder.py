@@ -143,6 +143,11 @@ def check_folder(folder: Path) -> None:
         raise ModelError(str(folder), "no safetensors weights", "model.safetensors", fix)
 
 
+def embedding_width(folder: Path) -> int:
+    """D of an exported folder, without loading its weights."""
+    return int(_json(folder / "config.json")["hidden_size"])
+
+
 def read_settings(folder: Path) -> EncoderSettings:
     """Settings of an exported folder, or of any SentenceTransformer folder; mean pooling and no prefixes otherwise."""
     prompts = _json(folder / PROMPTS_FILE).get("prompts") or {}

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from hbt_ray.model.encoder import LENGTH_FILE, MODULES_FILE, PROMPTS_FILE, DualEncoder, EncoderSettings
 
+TRAINING_FILE = "training.json"
+
 
 def export_encoder(
     encoder: DualEncoder,
@@ -74,11 +76,22 @@ def _write(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def write_training(folder: Path, facts: dict[str, Any]) -> None:
+    """Put what the encoder was trained on beside it, for reports: languages, datasets, mix, seed, steps, notes."""
+    _write(folder / TRAINING_FILE, facts)
+
+
+def read_training(folder: Path) -> dict[str, Any]:
+    """What `write_training` wrote; {} for a model from elsewhere."""
+    path = folder / TRAINING_FILE
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
 def model_hash(folder: Path) -> str:
     """12 hex digits over weights, tokenizer and settings: equal exactly when the model embeds alike."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        if path.suffix in {".safetensors", ".json", ".model", ".txt"}:
+        if path.suffix in {".safetensors", ".json", ".model", ".txt"} and path.name != TRAINING_FILE:
             digest.update(path.relative_to(folder).as_posix().encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]

@@ -21,12 +21,12 @@ from hbt_ray.train.step import Batch, contrastive_loss, mean_over_ranks, to_batc
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs beside its data."""
+    """What a worker needs beside its data; `validation_weights` has one entry per held-out mode."""
 
     config: Config
     backbone: str
     settings: EncoderSettings
-    validation_modes: tuple[str, ...]
+    validation_weights: Mapping[str, float]
 
 
 def train_worker(loop_config: Mapping[str, Any]) -> None:
@@ -39,15 +39,16 @@ def train_worker(loop_config: Mapping[str, Any]) -> None:
 
     encoder, tokenizer = load_encoder(job.backbone, job.settings.pooling, job.config.model.revision)
     engine = build_engine(encoder, train, job.config.cluster.zero_stage, context.get_world_size())
-    state = restore(engine)
-    stop = EarlyStop(train.patience, state.get("best"), state.get("worse", 0))
-    validation = [list(_batches(f"validation/{mode}", tokenizer.pad_token_id, device)) for mode in job.validation_modes]
+    stop = EarlyStop(train.patience, job.validation_weights, restore(engine))
+    validation = {
+        mode: list(_batches(f"validation/{mode}", tokenizer.pad_token_id, device)) for mode in job.validation_weights
+    }
 
     engine.train()
     log: list[dict[str, Any]] = []
-    started = waited_since = time.perf_counter()
+    started = time.perf_counter()
     for batch in _batches("train", tokenizer.pad_token_id, device):
-        waited = time.perf_counter() - waited_since
+        waited = time.perf_counter() - started
         torch.manual_seed(job.config.run.seed * 1_000_003 + batch.step * context.get_world_size() + rank)
         rate = learning_rate(batch.step, train)
         set_learning_rate(engine, rate)
@@ -72,11 +73,10 @@ def train_worker(loop_config: Mapping[str, Any]) -> None:
         last = done == train.steps
         if last or done % train.validate_every == 0:
             losses = {
-                mode: _validation_loss(engine, batches, rank, train.temperature)
-                for mode, batches in zip(job.validation_modes, validation, strict=True)
+                mode: _validation_loss(engine, batches, rank, train.temperature) for mode, batches in validation.items()
             }
-            stop.update(losses)
-            metrics = {"step": done, "log": log, "stopped": stop.now, **stop.metrics(losses)}
+            validated = stop.update(losses)
+            metrics = {"step": done, "log": log, "stopped": stop.now, **validated}
             with written_checkpoint(engine, tokenizer, job.settings, stop.state(done)) as checkpoint:
                 ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=f"step-{done:08d}")
             log = []
@@ -85,7 +85,7 @@ def train_worker(loop_config: Mapping[str, Any]) -> None:
             log = []
         if stop.now:
             return
-        started = waited_since = time.perf_counter()
+        started = time.perf_counter()
 
 
 def _batches(name: str, pad_id: int, device: torch.device) -> Iterator[Batch]:
@@ -104,33 +104,28 @@ def _validation_loss(engine: Any, batches: list[Batch], rank: int, temperature: 
 class EarlyStop:
     """Counts validations without a better loss; the same on every rank because the losses are."""
 
-    def __init__(self, patience: int | None, best: float | None = None, worse: int = 0) -> None:
-        self.patience = patience
-        self.best = best
-        self.worse = worse
+    def __init__(self, patience: int | None, weights: Mapping[str, float], state: Mapping[str, Any]) -> None:
+        self._patience = patience
+        self._weights = weights
+        self._best: float | None = state.get("best")
+        self._worse: int = state.get("worse", 0)
 
     @property
     def now(self) -> bool:
         """Whether patience has run out."""
-        return self.patience is not None and self.worse >= self.patience
+        return self._patience is not None and self._worse >= self._patience
 
-    def update(self, losses: Mapping[str, float]) -> None:
-        """Take one validation into account; without held-out data nothing happens."""
-        if not losses:
-            return
-        mean = sum(losses.values()) / len(losses)
-        if self.best is None or mean < self.best:
-            self.best, self.worse = mean, 0
-        else:
-            self.worse += 1
-
-    def metrics(self, losses: Mapping[str, float]) -> dict[str, float]:
-        """`validation_loss` (mean over modes) and each mode's own; empty without held-out data."""
+    def update(self, losses: Mapping[str, float]) -> dict[str, float]:
+        """Take one validation into account: `validation_loss`, the weighted mean, beside each mode's own loss."""
         if not losses:
             return {}
-        by_mode = {f"validation_loss/{mode}": loss for mode, loss in losses.items()}
-        return {"validation_loss": sum(losses.values()) / len(losses), **by_mode}
+        mean = sum(self._weights[mode] * loss for mode, loss in losses.items()) / sum(self._weights.values())
+        if self._best is None or mean < self._best:
+            self._best, self._worse = mean, 0
+        else:
+            self._worse += 1
+        return {"validation_loss": mean} | {f"validation_loss/{mode}": loss for mode, loss in losses.items()}
 
     def state(self, step: int) -> dict[str, Any]:
         """What a resumed run needs; everything else is a function of the step."""
-        return {"step": step, "best": self.best, "worse": self.worse}
+        return {"step": step, "best": self._best, "worse": self._worse}

@@ -1,0 +1,278 @@
+"""The command line: parses, calls a command, prints. `hbt-ray COMMAND --help` explains each."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from hbt_ray.errors import HbtError, UserError
+from hbt_ray.session import prepare_environment
+
+USER_MISTAKE = 2
+OUR_FAILURE = 1
+INTERRUPTED = 130
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Hybrid batch training of multilingual dense retrievers on Ray.",
+)
+data = typer.Typer(no_args_is_help=True, help="Make and check parallel training shards.")
+importing = typer.Typer(no_args_is_help=True, help="Import parallel question-passage pairs.")
+app.add_typer(data, name="data")
+data.add_typer(importing, name="import")
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML configuration.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace section.key.")]
+OutFolder = Annotated[str, typer.Option("--out", metavar="DIR", help="Folder or s3:// address to write to.")]
+DatasetName = Annotated[str, typer.Option("--dataset", metavar="NAME", help="Name of the dataset folder.")]
+
+
+def main() -> None:
+    """Entry point: exit code 0 done, 2 the user's mistake (one message, no traceback), 1 our failure."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit code."""
+    prepare_environment()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        result = app(arguments, prog_name="hbt-ray", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return USER_MISTAKE
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_MISTAKE
+    except HbtError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return OUR_FAILURE
+    except (KeyboardInterrupt, click.Abort):
+        print("interrupted: run the same command again to go on where it stopped", file=sys.stderr)
+        return INTERRUPTED
+    return result if isinstance(result, int) else 0
+
+
+def _finish(result: dict[str, Any]) -> None:
+    """The last line on stdout of a command is one JSON object."""
+    sys.stdout.flush()
+    print(json.dumps(result, ensure_ascii=False), flush=True)
+
+
+def _print_table(title: str, header: list[str], rows: list[list[object]]) -> None:
+    table = Table(title=title, title_justify="left")
+    for i, name in enumerate(header):
+        table.add_column(name, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row))
+    width = None if sys.stdout.isatty() else max(100, 12 * len(header))
+    Console(width=width).print(table)
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for everything it makes.")] = Path(
+        "quickstart"
+    ),
+) -> None:
+    """Sample -> train X-X-mono, X-Y and hybrid arms -> evaluate -> compare -> register -> report."""
+    from hbt_ray.quickstart import quickstart as run_quickstart
+
+    result = run_quickstart(out)
+    _print_table(
+        "Sample benchmark, mAP (higher is better) and rank distance (lower is better)",
+        ["arm", "monolingual", "cross-lingual", "multilingual", "rank distance"],
+        [
+            [
+                name,
+                *(f"{metrics[setting]['mAP']:.4f}" for setting in ("monolingual", "cross_lingual", "multilingual")),
+                f"{metrics['language_bias']['rank_distance']:.1f}",
+            ]
+            for name, metrics in result["arms"].items()
+        ],
+    )
+    print(f"Report:           {result['report']}")
+    print(f"MLflow store:     {result['mlflow_tracking_uri']}")
+    print(f"Registered model: {result['registered_model']} (version {result['model_version']})")
+    _finish(result)
+
+
+@data.command("sample")
+def data_sample(out: OutFolder) -> None:
+    """Write the embedded sample: training shards and the held-out benchmark."""
+    from hbt_ray.commands import write_sample
+
+    _print_manifests(write_sample(out))
+
+
+@importing.command("squad-mt")
+def import_squad_mt(
+    source: Annotated[Path, typer.Option("--source", metavar="DIR", help="Folder of <lang>.json[.gz] files.")],
+    english: Annotated[Path, typer.Option("--english", metavar="FILE", help="English file with all question ids.")],
+    out: OutFolder,
+    exclude: Annotated[
+        list[Path] | None, typer.Option("--exclude", metavar="FILE", help="Drop paragraphs with its question ids.")
+    ] = None,
+    dataset: DatasetName = "squad-mt",
+) -> None:
+    """SQuAD-format files of several languages, joined by question id."""
+    from hbt_ray import commands
+
+    manifest, imported = commands.import_squad_mt(source, english, exclude or [], out, dataset)
+    languages = list(imported.languages)
+    _print_table(
+        "Usable pairs (row: language of the question, column: language of the passage)",
+        ["", *languages],
+        [[lang, *row] for lang, row in zip(languages, commands.pair_table(imported), strict=True)],
+    )
+    _print_manifests([manifest])
+    print(f"{len(imported.rejected):,} rows dropped, with reasons, in {out}/{dataset}/rejected/rejected.jsonl")
+
+
+def _import_records(source: Path, dataset: str, out: str) -> None:
+    from hbt_ray import commands
+
+    _print_manifests([commands.import_records(source, out, dataset)])
+
+
+RecordsFile = Annotated[Path, typer.Option("--source", metavar="FILE", help="pair_id, language, query, passage rows.")]
+
+
+@importing.command("jsonl")
+def import_jsonl(source: RecordsFile, dataset: DatasetName, out: OutFolder) -> None:
+    """JSON lines, one per (pair_id, language)."""
+    _import_records(source, dataset, out)
+
+
+@importing.command("parquet")
+def import_parquet(source: RecordsFile, dataset: DatasetName, out: OutFolder) -> None:
+    """A Parquet file, one row per (pair_id, language)."""
+    _import_records(source, dataset, out)
+
+
+@data.command("validate")
+def data_validate(folder: Annotated[str, typer.Argument(metavar="DIR", help="Corpus or dataset folder.")]) -> None:
+    """Check checksums, alignment, ids and presence bits of every dataset below a folder."""
+    from hbt_ray.commands import validate_corpus
+
+    _print_manifests(validate_corpus(folder))
+    print("valid")
+
+
+def _print_manifests(manifests: list[Any]) -> None:
+    _print_table(
+        "Datasets",
+        ["dataset", "pairs", "passages' documents", "languages", "monolingual pairs by language"],
+        [
+            [
+                m.dataset,
+                m.rows,
+                m.groups,
+                len(m.languages),
+                " ".join(f"{lang} {m.usable[lang]['pairs']:,}" for lang in m.languages),
+            ]
+            for m in manifests
+        ],
+    )
+
+
+@app.command()
+def plan(
+    config: ConfigFile,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, metavar="N", help="Default: train.steps.")] = None,
+    settings: Settings = None,
+) -> None:
+    """The realised mixture of a configuration: modes, datasets, languages, pairs. Nothing is trained."""
+    from hbt_ray.commands import mixture
+    from hbt_ray.config import load_config
+
+    loaded = load_config(config, settings or [])
+    found = mixture(loaded, steps or loaded.train.steps)
+    for title, counts in (
+        ("Batches by mode", found.modes),
+        ("Batches by dataset", found.datasets),
+        ("X-X-mono batches by language", found.mono_languages),
+    ):
+        rows: list[list[object]] = [
+            [name, count, f"{count / sum(counts.values()):.3f}"] for name, count in sorted(counts.items())
+        ]
+        _print_table(title, ["", "batches", "share"], rows)
+    languages = sorted({lang for pair in found.pairs for lang in pair})
+    _print_table(
+        f"Training pairs of {found.batches:,} batches (row: language of the query, column: of the passage)",
+        ["", *languages],
+        [[q, *(found.pairs[q, p] for p in languages)] for q in languages],
+    )
+
+
+@app.command()
+def train(config: ConfigFile, settings: Settings = None) -> None:
+    """Train, track and register a retriever; the same run name resumes."""
+    from hbt_ray import commands
+    from hbt_ray.config import load_config
+    from hbt_ray.progress import TrainingProgress
+
+    loaded = load_config(config, settings or [])
+    with TrainingProgress(loaded.run.name, loaded.train.steps) as progress:
+        trained = commands.train(loaded, progress.rows)
+    _finish(trained.summary())
+
+
+@app.command()
+def evaluate(
+    benchmark: Annotated[str, typer.Option("--benchmark", metavar="NAME", help="xquad-r, mlqa-r or sample.")],
+    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Folder of the benchmark's files.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results.")],
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="DIR_OR_URI", help="Model folder, or models:/name@alias.")
+    ] = None,
+    embeddings: Annotated[
+        Path | None, typer.Option("--embeddings", metavar="DIR", help="Score these instead of a model.")
+    ] = None,
+    languages: Annotated[str | None, typer.Option("--languages", metavar="en,de,...", help="Default: all.")] = None,
+    save_embeddings: Annotated[
+        Path | None, typer.Option("--save-embeddings", metavar="DIR", help="Keep the embeddings there.")
+    ] = None,
+    actors: Annotated[int, typer.Option("--actors", min=1, help="Encoding and ranking actors.")] = 2,
+) -> None:
+    """Every language pair and the merged pool, from one encoding."""
+    from hbt_ray import commands
+    from hbt_ray.errors import ConfigError
+    from hbt_ray.progress import EncodingProgress
+
+    chosen = [code.strip() for code in languages.split(",")] if languages else None
+    if (model is None) == (embeddings is None):
+        received = "neither" if model is None else "both"
+        raise ConfigError("--model, --embeddings", received, "one of the two", "Give a model or an embeddings folder.")
+    if embeddings is not None:
+        if save_embeddings:
+            raise ConfigError("--save-embeddings", save_embeddings, "--model with it", "Leave it out.")
+        _finish(commands.evaluate_embeddings_folder(embeddings, benchmark, data, out, languages=chosen))
+        return
+    assert model is not None
+    with EncodingProgress("encode", 0) as progress:
+        metrics = commands.evaluate_model(
+            model,
+            benchmark,
+            data,
+            out,
+            languages=chosen,
+            save_to=save_embeddings,
+            actors=actors,
+            on_progress=progress.texts,
+        )
+    _finish(metrics)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The model registry: an exported folder becomes a registered pyfunc (texts in, vectors out), found by alias."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlflow
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.models import infer_signature
+
+from hbt_ray import __version__
+from hbt_ray.errors import ModelError
+from hbt_ray.tracking.runs import Store, TrackedRun
+
+MODELS_SCHEME = "models:/"
+ENCODER = "encoder"
+PYFUNC_CODE = "pyfunc_encoder.py"  # a file, not an import: MLflow runs it when it loads the model
+
+
+def register(run: TrackedRun, model_dir: Path, name: str, alias: str, width: int) -> int:
+    """Log the exported folder to the run, register it as a new version of `name` and move `alias` to it.
+
+    Returns the version number. `width` is the embedding's length, for the signature.
+    """
+    mlflow.set_tracking_uri(run.store.uri)
+    mlflow.set_registry_uri(run.store.uri)
+    signature = infer_signature(["text"], np.zeros((1, width), np.float32), params={"prompt": ""})
+    with mlflow.start_run(run_id=run.run_id):
+        info = mlflow.pyfunc.log_model(
+            name=ENCODER,
+            python_model=str(Path(__file__).with_name(PYFUNC_CODE)),
+            artifacts={ENCODER: str(model_dir)},
+            signature=signature,
+            pip_requirements=[f"hbt_ray=={__version__}"],
+            registered_model_name=name,
+        )
+    version = int(info.registered_model_version)
+    run.client.set_registered_model_alias(name, alias, str(version))
+    return version
+
+
+def download_model(uri: str, store: Store) -> tuple[Path, TrackedRun]:
+    """Local folder of a registered model's encoder (`models:/name@alias` or `models:/name/1`), and its run.
+
+    Raises ModelError if there is no such model, version or alias.
+    """
+    client = MlflowClient(store.uri, store.uri)
+    address = uri.removeprefix(MODELS_SCHEME)
+    try:
+        name, at, alias = address.partition("@")
+        if at:
+            version = client.get_model_version_by_alias(name, alias)
+        else:
+            name, _, number = address.partition("/")
+            version = client.get_model_version(name, number)
+        mlflow.set_tracking_uri(store.uri)
+        mlflow.set_registry_uri(store.uri)
+        folder = Path(mlflow.artifacts.download_artifacts(uri))
+    except MlflowException as error:
+        raise ModelError(
+            "--model",
+            f"{uri} ({str(error).strip().splitlines()[0]})",
+            f"a registered model in {store.uri}",
+            "Check name, version or alias, and MLFLOW_TRACKING_URI.",
+        ) from None
+    artifacts = folder / "artifacts"
+    return next(path for path in artifacts.iterdir() if path.is_dir()), TrackedRun(store, version.run_id)

@@ -1,0 +1,164 @@
+"""MLflow runs, fed from the driver: parameters, metrics, artifacts.
+
+The local `metrics.jsonl` is the truth. Metrics that MLflow does not take are kept and sent again with the next ones,
+so a slow or absent server delays logging and never stops training.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+
+from hbt_ray.errors import ResourceError
+
+logger = logging.getLogger(__name__)
+
+RUN_FILE = "mlflow.json"  # in a run folder: which MLflow run it feeds
+MAX_BATCH = 1000  # metrics in one request
+NOT_METRICS = {"step", "mode", "dataset"}
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where runs and artifacts go; `artifact_root` is None where a server decides."""
+
+    uri: str
+    artifact_root: str | None
+
+
+def tracking_store(out: Path) -> Store:
+    """MLFLOW_TRACKING_URI if set; else SQLite and artifacts in the (absolute) output folder, no server needed."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if uri:
+        return Store(uri, None)
+    out.mkdir(parents=True, exist_ok=True)
+    return Store(f"sqlite:///{out.absolute()}/mlflow.db", (out.absolute() / "mlartifacts").as_uri())
+
+
+@dataclass
+class TrackedRun:
+    """One MLflow run."""
+
+    store: Store
+    run_id: str
+    _pending: list[Metric] = field(default_factory=list)
+
+    @property
+    def client(self) -> MlflowClient:
+        """A client of the run's store; explicit, because the fluent API is not safe across processes."""
+        return MlflowClient(self.store.uri, self.store.uri)
+
+    def log_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Send rows of metrics.jsonl; what cannot be sent now is sent with the next rows."""
+        now = int(time.time() * 1000)
+        self._pending += [
+            Metric(metric_name(key), float(value), now, int(row["step"]))
+            for row in rows
+            for key, value in row.items()
+            if key not in NOT_METRICS
+        ]
+        try:
+            while self._pending:
+                self.client.log_batch(self.run_id, metrics=self._pending[:MAX_BATCH])
+                del self._pending[:MAX_BATCH]
+        except MlflowException as error:
+            logger.warning("MLflow did not take %d metrics, will try again: %s", len(self._pending), error)
+
+    def log_evaluation(self, metrics: Mapping[str, Any], folder: Path) -> None:
+        """The headline figures of an evaluation as metrics, its folder as artifacts."""
+        benchmark = metrics["benchmark"]
+        figures = {
+            f"{benchmark}/{setting}/{name}": value
+            for setting in ("monolingual", "cross_lingual", "multilingual")
+            for name, value in metrics[setting].items()
+            if value is not None and name not in ("cells", "queries")
+        }
+        distance = metrics["language_bias"]["rank_distance"]
+        if distance is not None:
+            figures[f"{benchmark}/language_bias/rank_distance"] = distance
+        now = int(time.time() * 1000)
+        self.client.log_batch(
+            self.run_id, metrics=[Metric(metric_name(name), float(value), now, 0) for name, value in figures.items()]
+        )
+        self.client.set_tag(self.run_id, f"signature.{benchmark}", metrics["signature"])
+        self.client.log_artifacts(self.run_id, str(folder), f"evaluation/{benchmark}")
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """Send what is pending and close the run."""
+        self.log_rows([])
+        if self._pending:
+            logger.error(
+                "MLflow run %s lacks %d metrics; they are in the run folder's metrics.jsonl",
+                self.run_id,
+                len(self._pending),
+            )
+        self.client.set_terminated(self.run_id, status)
+
+
+def open_run(store: Store, experiment: str, name: str, run_dir: Path, config: Mapping[str, Any]) -> TrackedRun:
+    """The MLflow run of a run folder: made at the first call, reopened when the run is resumed.
+
+    Raises ResourceError if the store cannot be reached.
+    """
+    client = MlflowClient(store.uri, store.uri)
+    record = run_dir / RUN_FILE
+    try:
+        if record.exists():
+            known = json.loads(record.read_text(encoding="utf-8"))
+            if known["uri"] == store.uri:
+                client.update_run(known["run_id"], status="RUNNING")
+                return TrackedRun(store, known["run_id"])
+        run = client.create_run(_experiment_id(client, store, experiment), run_name=name)
+        params = [Param(key, str(value)) for key, value in flattened(config).items()]
+        client.log_batch(run.info.run_id, params=params)
+        client.log_dict(run.info.run_id, dict(config), "config.json")
+    except MlflowException as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ResourceError(
+            "MLFLOW_TRACKING_URI", f"{store.uri} ({reason})", "an MLflow store that answers", "Start it, or unset it."
+        ) from None
+    run_dir.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps({"uri": store.uri, "run_id": run.info.run_id}) + "\n", encoding="utf-8")
+    return TrackedRun(store, run.info.run_id)
+
+
+def run_of_folder(run_dir: Path, store: Store) -> TrackedRun | None:
+    """The MLflow run that a run folder feeds, if it is in this store."""
+    record = run_dir / RUN_FILE
+    if not record.exists():
+        return None
+    known = json.loads(record.read_text(encoding="utf-8"))
+    return TrackedRun(store, known["run_id"]) if known["uri"] == store.uri else None
+
+
+def _experiment_id(client: MlflowClient, store: Store, name: str) -> str:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    return str(client.create_experiment(name, artifact_location=store.artifact_root))
+
+
+def metric_name(name: str) -> str:
+    """MLflow allows no @ in names: R@1 becomes R_at_1."""
+    return name.replace("@", "_at_")
+
+
+def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flattened(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

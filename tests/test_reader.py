@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
+
+from hbt_ray.config import HoldOutSection, MixSection
+from hbt_ray.corpus.pairs import ParallelPair
+from hbt_ray.corpus.shards import ShardedDataset, write_dataset
+from hbt_ray.mixing.reader import SliceReader, Tokenisation, passage_key
+from hbt_ray.mixing.source import PlanSource
+from hbt_ray.storage import Folder
+
+LANGUAGES = ("de", "en", "sw")
+ROWS = 60
+TOKENS = Tokenisation("Ask: ", "Tell: ", max_query_tokens=5, max_passage_tokens=6)
+STEPS = range(3, 23)
+PASSAGE_KEY = -3183157430178304128
+
+
+def query_text(name: str, row: int, lang: str) -> str:
+    return f"{name} q{row} {lang}"
+
+
+def passage_text(name: str, row: int, lang: str) -> str:
+    """Every two pairs share a passage; it is too long for TOKENS."""
+    return f"{name} p{row // 2} {lang} and more words"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Two datasets with other texts but the same pair ids and passage ids."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for name in ("one", "two"):
+        pairs = [
+            ParallelPair(
+                f"{n}",
+                f"s{n // 2}",
+                f"g{n // 6}",
+                {lang: query_text(name, n, lang) for lang in LANGUAGES},
+                {lang: passage_text(name, n, lang) for lang in LANGUAGES if (n + len(lang)) % 5 or lang == "en"},
+            )
+            for n in range(ROWS)
+        ]
+        write_dataset(Folder(str(folder)), name, pairs, LANGUAGES, {}, rows_per_part=25, rows_per_group=7)
+    return str(folder)
+
+
+@pytest.fixture
+def source(root: str) -> PlanSource:
+    return PlanSource(root, None, None, HoldOutSection(fraction=0.1), MixSection(), batch_size=8, seed=3)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    """One id per word, [CLS] in front."""
+    words = {"[CLS]", "[UNK]", "[PAD]", "Ask:", "Tell:"}
+    for name in ("one", "two"):
+        for row in range(ROWS):
+            for lang in LANGUAGES:
+                words.update(query_text(name, row, lang).split(), passage_text(name, row, lang).split())
+    vocabulary = {word: number for number, word in enumerate(sorted(words))}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A", pair="[CLS] $A $B", special_tokens=[("[CLS]", vocabulary["[CLS]"])]
+    )
+    return tokenizer
+
+
+def read(source: PlanSource, tokenizer: Tokenizer, rank: int = 0, world_size: int = 1) -> pa.Table:
+    return SliceReader(source, TOKENS, rank, world_size).read(STEPS, tokenizer)
+
+
+def words(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    return " ".join(str(tokenizer.id_to_token(number)) for number in ids)
+
+
+def row_numbers(dataset: ShardedDataset) -> list[int]:
+    """The number of the pair at every row of a dataset, from its whole parts."""
+    parts = [dataset.read_part("en", part) for part in range(len(dataset.manifest.rows_per_part))]
+    return [int(pair_id) for pair_id in pa.concat_tables(parts)["pair_id"].to_pylist()]
+
+
+def test_the_right_texts_arrive(source: PlanSource, tokenizer: Tokenizer) -> None:
+    """Every pair of a step has the text of its row and language, with its prefix, cut to its length."""
+    opened = source.open()
+    numbers = {name: row_numbers(dataset) for name, dataset in opened.datasets.items()}
+    table = read(source, tokenizer)
+    assert table["step"].to_pylist() == list(STEPS)
+    assert set(table["mode"].to_pylist()) == {"X-X-mono", "X-Y"}
+    for step, got in zip(STEPS, table.to_pylist(), strict=True):
+        spec = opened.plan[step]
+        assert (got["mode"], got["dataset"]) == (spec.mode, spec.dataset)
+        assert len(got["query_ids"]) == len(got["passage_ids"]) == 8
+        for i, row in enumerate(spec.rows):
+            number = numbers[spec.dataset][row]
+            query_lang, passage_lang = (LANGUAGES[codes[i]] for codes in (spec.query_language, spec.passage_language))
+            query = f"[CLS] Ask: {query_text(spec.dataset, number, query_lang)}"
+            passage = f"[CLS] Tell: {passage_text(spec.dataset, number, passage_lang)}"
+            assert words(tokenizer, got["query_ids"][i]) == query
+            assert words(tokenizer, got["passage_ids"][i]) == " ".join(passage.split()[:6])
+
+
+def test_column_types(source: PlanSource, tokenizer: Tokenizer) -> None:
+    """Token ids are ragged int32 and passage keys int64, one row per step."""
+    types = {field.name: field.type for field in read(source, tokenizer).schema}
+    ids = pa.list_(pa.list_(pa.int32()))
+    assert (types["query_ids"], types["passage_ids"]) == (ids, ids)
+    assert (types["passage_keys"], types["step"]) == (pa.list_(pa.int64()), pa.int64())
+
+
+def test_truncation_counts_special_tokens(source: PlanSource, tokenizer: Tokenizer) -> None:
+    """A text longer than the limit becomes exactly as long as the limit, [CLS] included; others stay as they are."""
+    tokens = Tokenisation("", "", max_query_tokens=3, max_passage_tokens=100)
+    table = SliceReader(source, tokens, 0, 1).read(STEPS, tokenizer)
+    assert {len(ids) for step in table["query_ids"].to_pylist() for ids in step} == {3}
+    assert {len(ids) for step in table["passage_ids"].to_pylist() for ids in step} == {7}
+
+
+def test_a_tokenizer_that_pads(source: PlanSource, tokenizer: Tokenizer) -> None:
+    """A tokenizer saved with padding to a fixed length, as that of all-MiniLM-L6-v2, adds no pads and keeps limits."""
+    padding = Tokenizer.from_str(tokenizer.to_str())
+    padding.enable_padding(length=12, pad_id=padding.token_to_id("[PAD]"), pad_token="[PAD]")
+    assert len(padding.encode("Ask:").ids) == 12
+    assert read(source, padding) == read(source, tokenizer)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_slices_of_the_ranks_are_the_batch(source: PlanSource, tokenizer: Tokenizer, world_size: int) -> None:
+    """What the ranks read, put together in order, is what one rank alone reads."""
+    whole = read(source, tokenizer).to_pylist()
+    slices = [read(source, tokenizer, rank, world_size).to_pylist() for rank in range(world_size)]
+    for step, parts in zip(whole, zip(*slices, strict=True), strict=True):
+        for name in ("step", "mode", "dataset"):
+            assert {part[name] for part in parts} == {step[name]}
+        for name in ("query_ids", "passage_ids", "passage_keys"):
+            assert [value for part in parts for value in part[name]] == step[name]
+
+
+def test_steps_are_read_alone_as_together(source: PlanSource, tokenizer: Tokenizer) -> None:
+    """What a step reads does not depend on the steps that are read with it."""
+    reader = SliceReader(source, TOKENS, 1, 2)
+    alone = [reader.read([step], tokenizer) for step in STEPS]
+    assert pa.concat_tables(alone).to_pylist() == reader.read(STEPS, tokenizer).to_pylist()
+
+
+def test_passage_keys(source: PlanSource, tokenizer: Tokenizer) -> None:
+    """Two pairs have one key exactly if dataset and passage_id are the same, whatever their languages."""
+    opened = source.open()
+    numbers = {name: row_numbers(dataset) for name, dataset in opened.datasets.items()}
+    keys: dict[tuple[str, int], set[int]] = {}
+    for step, got in zip(STEPS, read(source, tokenizer).to_pylist(), strict=True):
+        spec = opened.plan[step]
+        for row, key in zip(spec.rows, got["passage_keys"], strict=True):
+            keys.setdefault((spec.dataset, numbers[spec.dataset][row] // 2), set()).add(key)
+    assert {len(found) for found in keys.values()} == {1}
+    assert len(set.union(*keys.values())) == len(keys)
+    shared = {passage for name, passage in keys if name == "one"} & {p for name, p in keys if name == "two"}
+    assert len(shared) > 10  # the same passage_id in both datasets, under different keys
+
+
+def test_passage_key_is_fixed() -> None:
+    """The key is a hash of dataset and passage_id alone, the same in every process and release."""
+    assert len({passage_key("mt", "12:3"), passage_key("mt1", "2:3"), passage_key("mt", "12:4")}) == 3
+    assert passage_key("mt", "12:3") == PASSAGE_KEY
+
+
+def test_every_cell_is_read_once(source: PlanSource, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A (dataset, language, row group) cell that the steps need is read once, and no other is."""
+    calls: Counter[tuple[str, str, int]] = Counter()
+    read_group = ShardedDataset.read_group
+
+    def counted(self: ShardedDataset, lang: str, group: int, columns: Sequence[str]) -> Any:
+        calls[self.name, lang, group] += 1
+        return read_group(self, lang, group, columns)
+
+    monkeypatch.setattr(ShardedDataset, "read_group", counted)
+    read(source, tokenizer, rank=1, world_size=2)
+    opened = source.open()
+    needed = set()
+    for spec in (opened.plan[step].part(1, 2) for step in STEPS):
+        starts = opened.datasets[spec.dataset].group_starts
+        for codes in (spec.query_language, spec.passage_language):
+            for row, code in zip(spec.rows, codes, strict=True):
+                group = max(g for g in range(len(starts) - 1) if starts[g] <= row)
+                needed.add((spec.dataset, LANGUAGES[code], group))
+    assert calls == dict.fromkeys(needed, 1)

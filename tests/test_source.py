@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hbt_ray.config import Config, HoldOutSection
+from hbt_ray.corpus.pairs import ParallelPair
+from hbt_ray.corpus.shards import ShardedDataset, open_corpus, write_dataset
+from hbt_ray.errors import ConfigError, CorpusError
+from hbt_ray.mixing.source import PlanSource, held_out_groups, plan_languages, training_source, validation_sources
+from hbt_ray.storage import Folder
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+def write(root: Path, name: str, languages: Sequence[str], rows: int = 120, groups: int = 30) -> None:
+    """A dataset of which every seventh pair has no question in the last of several languages."""
+    pairs = []
+    for n in range(rows):
+        asked = languages[:-1] if n % 7 == 0 and len(languages) > 1 else languages
+        query = {lang: f"question {n} {lang}" for lang in asked}
+        passage = {lang: f"passage {n} {lang}" for lang in languages}
+        pairs.append(ParallelPair(f"p{n}", f"s{n}", f"g{n % groups}", query, passage))
+    write_dataset(Folder(str(root)), name, pairs, languages, {}, rows_per_part=50, rows_per_group=16)
+
+
+def config(root: Path, **changes: object) -> Config:
+    sections = {
+        "run": {"name": "test", "seed": 5},
+        "data": {"root": str(root), "hold_out": {"fraction": 0.2}},
+        "model": {"backbone": "scratch"},
+        "train": {"steps": 10, "batch_size": 4},
+    }
+    return Config.model_validate(sections).replaced(changes)
+
+
+def bits(source: PlanSource, dataset: int = 0) -> BoolArray:
+    """bool [2, languages, rows]: the cells that the plan of a source may draw."""
+    rows = source.open().plan.datasets[dataset]
+    count = int(rows.group_starts[-1])
+    return np.unpackbits(np.stack([rows.query, rows.passage]), axis=2, count=count).astype(bool)
+
+
+def presence(dataset: ShardedDataset, languages: Sequence[str]) -> BoolArray:
+    """bool [2, languages, rows]: the cells that a dataset has."""
+    packed = np.stack([dataset.presence(lang) for lang in languages], axis=1)
+    return np.unpackbits(packed, axis=2, count=dataset.manifest.rows).astype(bool)
+
+
+def test_train_and_validation_share_no_document_and_lose_no_cell(tmp_path: Path) -> None:
+    """The split takes whole documents, the same rows in every language; together the parts are the dataset."""
+    write(tmp_path, "mt", ["de", "en", "sw"])
+    train = training_source(config(tmp_path), str(tmp_path))
+    held_out = replace(train, split="validation")
+    (dataset,) = open_corpus(Folder(str(tmp_path)))
+    cells = presence(dataset, ["de", "en", "sw"])
+    assert (bits(train) | bits(held_out)).tolist() == cells.tolist()
+    assert not (bits(train) & bits(held_out)).any()
+    in_train, in_validation = (bits(source).any(axis=(0, 1)) for source in (train, held_out))
+    documents = dataset.groups()
+    assert set(documents[in_train]).isdisjoint(documents[in_validation])
+    assert len(set(documents[in_validation])) == 6  # 0.2 of 30
+    assert (bits(held_out) == (cells & in_validation)).all()
+
+
+def test_batches_come_from_their_split(tmp_path: Path) -> None:
+    """No training batch has a row of a held-out document, and a validation batch has no other."""
+    write(tmp_path, "mt", ["de", "en", "sw"])
+    configuration = config(tmp_path)
+    held = held_out_groups(30, 0.2, seed=5)
+    (dataset,) = open_corpus(Folder(str(tmp_path)))
+    held_rows = set(np.flatnonzero(held[dataset.groups()]).tolist())
+    for spec in training_source(configuration, str(tmp_path)).open().plan.steps(0, 100):
+        assert held_rows.isdisjoint(spec.rows.tolist())
+    for mode, source in validation_sources(configuration, str(tmp_path)).items():
+        for spec in source.open().plan.steps(0, 50):
+            assert spec.mode == mode
+            assert held_rows.issuperset(spec.rows.tolist())
+
+
+@given(groups=st.integers(1, 400), fraction=st.floats(0, 0.99), seed=st.integers(0, 100))
+def test_held_out_groups(groups: int, fraction: float, seed: int) -> None:
+    """The choice is a function of the seed, of the wished size, and takes a group when it takes anything."""
+    held = held_out_groups(groups, fraction, seed)
+    assert held.shape == (groups,)
+    assert held.sum() == (max(1, round(fraction * groups)) if fraction else 0)
+    assert held.tolist() == held_out_groups(groups, fraction, seed).tolist()
+
+
+def test_the_seed_chooses_the_documents() -> None:
+    """Another seed holds out other documents."""
+    assert held_out_groups(100, 0.2, 1).tolist() != held_out_groups(100, 0.2, 2).tolist()
+
+
+def test_nothing_held_out(tmp_path: Path) -> None:
+    """With fraction 0 the training plan has every cell and there is no validation."""
+    write(tmp_path, "mt", ["de", "en"])
+    configuration = config(tmp_path, **{"data.hold_out.fraction": 0})
+    (dataset,) = open_corpus(Folder(str(tmp_path)))
+    cells = presence(dataset, ["de", "en"])
+    assert bits(training_source(configuration, str(tmp_path))).tolist() == cells.tolist()
+    assert validation_sources(configuration, str(tmp_path)) == {}
+
+
+@pytest.mark.parametrize(("groups", "fraction"), [(1, 0.05), (3, 0.9)])
+def test_a_hold_out_that_leaves_nothing_to_train_on(tmp_path: Path, groups: int, fraction: float) -> None:
+    """A dataset that would be held out as a whole is named; it would silently vanish from training."""
+    write(tmp_path, "large", ["de", "en"])
+    write(tmp_path, "small", ["de", "en"], groups=groups)
+    configuration = config(tmp_path, **{"data.hold_out.fraction": fraction})
+    with pytest.raises(ConfigError, match=rf"{groups} groups of dataset 'small'") as info:
+        training_source(configuration, str(tmp_path)).open()
+    assert info.value.where == "data.hold_out.fraction"
+
+
+def test_wanted_languages_and_datasets(tmp_path: Path) -> None:
+    """The plan has the wanted languages and datasets in their order; without a wish all languages, sorted."""
+    write(tmp_path, "a", ["sw", "en", "de"])
+    write(tmp_path, "b", ["th", "en"])
+    wish = {"data.languages": ["th", "en"], "data.datasets": ["b", "a"]}
+    wished = training_source(config(tmp_path, **wish), str(tmp_path)).open()
+    assert wished.plan.languages == ("th", "en")
+    assert [rows.name for rows in wished.plan.datasets] == list(wished.datasets) == ["b", "a"]
+    assert training_source(config(tmp_path), str(tmp_path)).open().plan.languages == ("de", "en", "sw", "th")
+
+
+def test_a_dataset_without_a_wanted_language(tmp_path: Path) -> None:
+    """Where a dataset lacks a language its cells are missing, so that no batch draws them."""
+    write(tmp_path, "a", ["de", "en"])
+    write(tmp_path, "b", ["sw", "en"])
+    source = training_source(config(tmp_path), str(tmp_path))
+    assert bits(source, 0).any(axis=(0, 2)).tolist() == [True, True, False]  # a: de, en, sw
+    assert bits(source, 1).any(axis=(0, 2)).tolist() == [False, True, True]
+    plan = source.open().plan
+    for spec in plan.steps(0, 200):
+        drawn = {plan.languages[code] for code in (*spec.query_language, *spec.passage_language)}
+        assert drawn <= ({"de", "en"} if spec.dataset == "a" else {"sw", "en"})
+
+
+def test_a_language_that_the_corpus_lacks(tmp_path: Path) -> None:
+    """A wanted language in no dataset is refused with those that are there; so is an unknown dataset."""
+    write(tmp_path, "mt", ["de", "en"])
+    with pytest.raises(ConfigError, match=r"'sw'; expected languages of the corpus \(de, en\)") as info:
+        plan_languages(open_corpus(Folder(str(tmp_path))), ("en", "sw"))
+    assert info.value.where == "data.languages"
+    with pytest.raises(CorpusError, match="no dataset 'tm'"):
+        training_source(config(tmp_path, **{"data.datasets": ["tm"]}), str(tmp_path)).open()
+
+
+def test_a_hold_out_smaller_than_a_batch(tmp_path: Path) -> None:
+    """Too few held-out rows for one batch are a matter of the hold-out, not of α, and the message says so."""
+    write(tmp_path, "mt", ["de", "en"])
+    sources = validation_sources(config(tmp_path, **{"train.batch_size": 48, "mix.alpha": 1.0}), str(tmp_path))
+    for source in sources.values():
+        with pytest.raises(ConfigError) as info:
+            source.open()
+        assert info.value.where == "data.hold_out.fraction"
+        assert "train.batch_size" in info.value.fix
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_validation_is_the_same_for_every_alpha(tmp_path: Path, alpha: float) -> None:
+    """Both kinds of validation batches exist whatever α trains on, so runs of different α can be compared."""
+    write(tmp_path, "mt", ["de", "en"])
+    sources = validation_sources(config(tmp_path, **{"mix.alpha": alpha}), str(tmp_path))
+    assert [(mode, source.mix.alpha, source.split) for mode, source in sources.items()] == [
+        ("X-X-mono", 1.0, "validation"),
+        ("X-Y", 0.0, "validation"),
+    ]
+    assert sources == validation_sources(config(tmp_path, **{"mix.alpha": 0.3}), str(tmp_path))
+
+
+@pytest.mark.parametrize("corpus", [{"a": ["en"]}, {"a": ["en"], "b": ["de"]}, {"a": ["de", "en"]}], ids=str)
+def test_validation_without_parallel_languages(tmp_path: Path, corpus: dict[str, list[str]]) -> None:
+    """Where no dataset has two of the languages, validation is X-X-mono only, and its plan opens."""
+    for name, languages in corpus.items():
+        write(tmp_path, name, languages)
+    wish = {"data.languages": ["en"]} if corpus == {"a": ["de", "en"]} else {}
+    sources = validation_sources(config(tmp_path, **{"mix.alpha": 1.0}, **wish), str(tmp_path))
+    assert list(sources) == ["X-X-mono"]
+    assert sources["X-X-mono"].open().plan[0].mode == "X-X-mono"
+
+
+def test_a_source_carries_the_configuration(tmp_path: Path) -> None:
+    """A training source has what determines the plan, and only that: it survives pickling and opens once."""
+    write(tmp_path, "mt", ["de", "en"])
+    changes = {"mix.alpha": {"points": [[0, 1.0], [9, 0.0]]}, "mix.size_exponent": 0.5}
+    configuration = config(tmp_path, **changes)
+    source = training_source(configuration, str(tmp_path))
+    assert source == PlanSource(
+        str(tmp_path), None, None, HoldOutSection(fraction=0.2), configuration.mix, batch_size=4, seed=5
+    )
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy == source
+    assert copy.open() is source.open()
+    assert training_source(configuration.replaced({"train.learning_rate": 0.1}), str(tmp_path)) == source
