@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import mlflow
@@ -27,7 +28,9 @@ def register(run: TrackedRun, model_dir: Path, name: str, alias: str, width: int
     mlflow.set_tracking_uri(run.store.uri)
     mlflow.set_registry_uri(run.store.uri)
     signature = infer_signature(["text"], np.zeros((1, width), np.float32), params={"prompt": ""})
-    with mlflow.start_run(run_id=run.run_id):
+    with mlflow.start_run(run_id=run.run_id), warnings.catch_warnings():
+        # MLflow asks for type hints and an input example, from which it would infer the signature given here.
+        warnings.simplefilter("ignore")
         info = mlflow.pyfunc.log_model(
             name=ENCODER,
             python_model=str(Path(__file__).with_name(PYFUNC_CODE)),
