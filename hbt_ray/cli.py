@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -50,8 +49,8 @@ def run(arguments: list[str]) -> int:
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     try:
         result = app(arguments, prog_name="hbt-ray", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
+    except typer.TyperException as error:
+        error.show()  # type: ignore[attr-defined]  # every usage error has it
         return USER_MISTAKE
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -59,7 +58,7 @@ def run(arguments: list[str]) -> int:
     except HbtError as error:
         print(f"error: {error}", file=sys.stderr)
         return OUR_FAILURE
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print("interrupted: run the same command again to go on where it stopped", file=sys.stderr)
         return INTERRUPTED
     return result if isinstance(result, int) else 0
@@ -72,13 +71,15 @@ def _finish(result: dict[str, Any]) -> None:
 
 
 def _print_table(title: str, header: list[str], rows: list[list[object]]) -> None:
-    table = Table(title=title, title_justify="left")
+    table = Table()
     for i, name in enumerate(header):
         table.add_column(name, justify="left" if i == 0 else "right")
     for row in rows:
         table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row))
     width = None if sys.stdout.isatty() else max(100, 12 * len(header))
-    Console(width=width).print(table)
+    console = Console(width=width)
+    console.print(title, style="bold", soft_wrap=True)
+    console.print(table)
 
 
 @app.command()
@@ -174,7 +175,7 @@ def data_validate(folder: Annotated[str, typer.Argument(metavar="DIR", help="Cor
 def _print_manifests(manifests: list[Any]) -> None:
     _print_table(
         "Datasets",
-        ["dataset", "pairs", "passages' documents", "languages", "monolingual pairs by language"],
+        ["dataset", "pairs", "documents", "languages", "monolingual pairs by language"],
         [
             [
                 m.dataset,

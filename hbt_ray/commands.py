@@ -63,9 +63,9 @@ def write_sample(out: str) -> list[Manifest]:
 
 
 def corpus_root(root: str, out: Path) -> str:
-    """The folder of `data.root`; `sample://` is written to `out`/sample the first time."""
+    """The address of `data.root`, absolute; `sample://` is written to `out`/sample the first time."""
     if root != SAMPLE_ROOT:
-        return root
+        return root if "://" in root else str(Path(root).expanduser().absolute())
     folder = out / SAMPLE_FOLDER
     if not (folder / BENCHMARK_FOLDER).exists():  # written last
         write_sample(str(folder))
@@ -151,27 +151,34 @@ def train(config: Config, on_rows: OnRows) -> Trained:
     from hbt_ray.session import ray_session
     from hbt_ray.tracking.registry import register
     from hbt_ray.tracking.runs import open_run, tracking_store
-    from hbt_ray.train.fit import fit
+    from hbt_ray.train.fit import check_backbone, fit
     from hbt_ray.train.run_folder import claim_folder
 
     out = output_root(config.run.out)
     run_dir = out / config.run.name
     root = corpus_root(config.data.root, out)
-    training_source(config, root).open()  # mistakes of data, mix and batch surface before anything is started
+    # Mistakes of data, mix, batch and model surface before anything is started.
+    training_source(config, root).open()
+    check_backbone(config)
     claim_folder(run_dir, config, root)
-    resolved = config.model_dump(mode="json")
-    run = open_run(tracking_store(out), config.tracking.experiment, config.run.name, run_dir, resolved)
+    with ray_session(config.cluster.workers * config.cluster.cpus_per_worker):
+        run = open_run(
+            tracking_store(out),
+            config.tracking.experiment,
+            config.run.name,
+            run_dir,
+            config.model_dump(mode="json"),
+        )
 
-    def deliver(rows: list[dict[str, Any]]) -> None:
-        on_rows(rows)
-        run.log_rows(rows)
+        def deliver(rows: list[dict[str, Any]]) -> None:
+            on_rows(rows)
+            run.log_rows(rows)
 
-    try:
-        with ray_session(config.cluster.workers * config.cluster.cpus_per_worker):
+        try:
             result = fit(config, run_dir, root, deliver)
-    except BaseException:
-        run.finish("FAILED")
-        raise
+        except BaseException:
+            run.finish("FAILED")
+            raise
     version = None
     if config.tracking.registered_model:
         version = register(

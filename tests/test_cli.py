@@ -59,7 +59,7 @@ def test_sample_writes_shards_that_validate(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_jsonl_import_round_trip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A JSONL file becomes a dataset that validates; a row with an empty query is named by file and row."""
+    """A JSONL file becomes a dataset that validates; a row with an empty query is named by file and line."""
     source = tmp_path / "pairs.jsonl"
     rows = [{"pair_id": "1", "language": lang, "query": f"q {lang}", "passage": f"p {lang}"} for lang in ("en", "de")]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -70,7 +70,7 @@ def test_jsonl_import_round_trip(tmp_path: Path, capsys: pytest.CaptureFixture[s
     capsys.readouterr()
     message = failing(arguments, capsys)
     assert str(source) in message
-    assert "row 3" in message
+    assert "line 3" in message
 
 
 def test_plan_prints_the_realised_mixture(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,7 +177,7 @@ def test_faulty_embeddings_are_named(
     else:
         vectors[3, 2] = np.nan
         np.save(path, vectors)
-    assert "queries.th.npy" in failing(evaluate(benchmark_dir, tmp_path), capsys)
+    assert "queries.th" in failing(evaluate(benchmark_dir, tmp_path), capsys)
 
 
 def test_a_benchmark_without_a_language_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,10 @@ class RegisteredEncoder(PythonModel):  # type: ignore[misc]
         """Load the encoder once."""
         self._encoder = TextEncoder(context.artifacts["encoder"])
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> npt.NDArray[np.float32]:
+    # MLflow would read a type hint of model_input as the schema, which registry.py states instead.
+    def predict(  # type: ignore[no-untyped-def]
+        self, context: Any, model_input, params: dict[str, Any] | None = None
+    ) -> npt.NDArray[np.float32]:
         """float32 [texts, D] for a list, array or one-column frame of texts."""
         settings = self._encoder.settings
         prefixes = {"": "", "query": settings.query_prefix, "passage": settings.passage_prefix}

@@ -62,7 +62,6 @@ def fit(config: Config, run_dir: Path, root: str, on_rows: Callable[[Rows], None
         TrainingError: the workers failed more often than cluster.max_failures allows.
     """
     backbone = prepare_backbone(config, root, run_dir)
-    check_folder(Path(backbone))
     storage = Folder(config.run.storage or str(run_dir / "checkpoints"))
     newest = _newest_metrics(storage / config.run.name)
     if not (newest.get("stopped") or newest.get("step", 0) >= config.train.steps):
@@ -71,9 +70,16 @@ def fit(config: Config, run_dir: Path, root: str, on_rows: Callable[[Rows], None
     return _finish(config, root, storage / config.run.name, run_dir)
 
 
+def check_backbone(config: Config) -> None:
+    """Raise ModelError naming what a given model folder lacks."""
+    if config.model.backbone != SCRATCH:
+        check_folder(Path(resolve_backbone(config.model.backbone)))
+
+
 def prepare_backbone(config: Config, root: str, folder: Path) -> str:
     """The folder or name the encoder starts from; `scratch` is built once, in `folder`/scratch."""
     if config.model.backbone != SCRATCH:
+        check_backbone(config)
         return resolve_backbone(config.model.backbone)
     target = folder / SCRATCH
     if not target.exists():
