@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModel, BertConfig, BertModel, PreTrainedTokenizerFast
 
-from hbt_ray.errors import ModelError
+from hbt_ray.errors import ConfigError, ModelError
 from hbt_ray.model.encoder import (
     DualEncoder,
     EncoderSettings,
@@ -25,6 +25,7 @@ from hbt_ray.model.encoder import (
     tokenizer_json,
 )
 from hbt_ray.model.export import export_encoder, model_hash, read_training, write_training
+from hbt_ray.model.scratch import train_tokenizer
 
 TEXTS = ["aa bb cc", "kk", "一一 二二 三三 四四 五五 六六 七七", "mm nn oo pp qq rr ss tt"]
 
@@ -109,6 +110,19 @@ def test_scratch_tokenizer_tells_unknown_scripts_apart(toy_model: Path) -> None:
     assert ids[0] != ids[1]
     assert tokenizer.unk_token_id not in ids[0] + ids[1]
     assert [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids] == words
+
+
+def test_scratch_tokenizer_depends_on_the_texts_only() -> None:
+    """Trained twice on the same texts it is the same, piece for piece."""
+    texts = [f"{word} {number}" for word in ("money", "Währung", "валюта", "สกุลเงิน", "通貨") for number in range(50)]
+    first, second = (train_tokenizer(texts, 400).backend_tokenizer.to_str() for _ in range(2))
+    assert first == second
+
+
+def test_a_vocabulary_without_room_for_the_characters_is_refused() -> None:
+    """More characters than pieces is a ConfigError naming the key."""
+    with pytest.raises(ConfigError, match=r"model\.scratch\.vocabulary"):
+        train_tokenizer(["".join(chr(0x4E00 + i) for i in range(500))] * 3, 300)
 
 
 def test_pretrained_package_embeds_as_sentence_transformers_does() -> None:

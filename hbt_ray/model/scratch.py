@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import io
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import sentencepiece
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaModel
 
 from hbt_ray.config import ScratchSection
+from hbt_ray.errors import ConfigError
 from hbt_ray.model.encoder import DualEncoder, EncoderSettings
 from hbt_ray.model.export import export_encoder
 
@@ -45,17 +48,22 @@ def build_scratch(
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
-    """A Unigram tokenizer with NFKC and byte fallback, so scripts that the texts lack are still told apart."""
-    trained = _unigram(models.Unigram())
-    trainer = trainers.UnigramTrainer(
-        vocab_size=vocabulary - len(BYTES), special_tokens=SPECIAL, unk_token="<unk>", show_progress=False
+    """A Unigram tokenizer with NFKC and byte fallback, so scripts that the texts lack are still told apart.
+
+    SentencePiece trains it because its result depends on nothing but the texts; the trainer of `tokenizers` gives
+    another vocabulary at every call. Raises ConfigError if the texts' characters alone need a larger vocabulary.
+    """
+    pieces = _train_pieces(texts, vocabulary - len(SPECIAL) - len(BYTES))
+    unused = min(score for _, score in pieces) - 10.0  # bytes only where no piece fits
+    special = [(piece, 0.0) for piece in SPECIAL]
+    tokenizer = Tokenizer(
+        models.Unigram(
+            special + pieces + [(byte, unused) for byte in BYTES], unk_id=SPECIAL.index("<unk>"), byte_fallback=True
+        )
     )
-    trained.train_from_iterator(texts, trainer)
-    pieces = [(piece, score) for piece, score in _pieces(trained)]
-    lowest = min(score for _, score in pieces)
-    unk = SPECIAL.index("<unk>")
-    model = models.Unigram(pieces + [(byte, lowest - 10.0) for byte in BYTES], unk_id=unk, byte_fallback=True)
-    tokenizer = _unigram(model)
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
@@ -64,14 +72,24 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
     )
 
 
-def _unigram(model: Any) -> Tokenizer:
-    tokenizer = Tokenizer(model)
-    tokenizer.normalizer = normalizers.NFKC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
-    return tokenizer
-
-
-def _pieces(tokenizer: Tokenizer) -> list[tuple[str, float]]:
-    """(piece, log probability) of a trained Unigram model, in id order."""
-    return [(piece, score) for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"]]
+def _train_pieces(texts: Iterable[str], count: int) -> list[tuple[str, float]]:
+    """(piece, log probability) of a SentencePiece Unigram model, at most `count`."""
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=(unicodedata.normalize("NFKC", text) for text in texts),
+            model_writer=model,
+            vocab_size=count + 3,  # its own <unk>, <s>, </s>
+            model_type="unigram",
+            character_coverage=1.0,
+            hard_vocab_limit=False,  # small corpora have fewer pieces
+            normalization_rule_name="identity",
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise ConfigError(
+            "model.scratch.vocabulary", f"too few pieces ({error})", "one per character at least", "Raise it."
+        ) from None
+    trained = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    return [(trained.id_to_piece(i), trained.get_score(i)) for i in range(3, trained.get_piece_size())]
