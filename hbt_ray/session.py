@@ -27,6 +27,7 @@ def ray_session(worker_cpus: float = 1.0) -> Iterator[None]:
     import ray
 
     if ray.is_initialized():
+        check_cpus(worker_cpus)
         yield
         return
     address = os.environ.get("RAY_ADDRESS")

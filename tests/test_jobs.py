@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -67,8 +68,8 @@ def free_port() -> str:
 
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A Ray head of our own on free ports; gives the environment of a job's submitter."""
-    env = {"RAY_AUTH_MODE": "disabled", "HBT_RAY_HOME": str(tmp_path)}
+    """A Ray head of our own on free ports, with token authentication; gives the environment of a job's submitter."""
+    env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "HBT_RAY_HOME": str(tmp_path)}
     dashboard = free_port()
     start = [
         str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=4", f"--port={free_port()}",
