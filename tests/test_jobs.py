@@ -69,7 +69,12 @@ def free_port() -> str:
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[dict[str, str]]:
     """A Ray head of our own on free ports, with token authentication; gives the environment of a job's submitter."""
-    env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "HBT_RAY_HOME": str(tmp_path)}
+    env = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "HBT_RAY_HOME": str(tmp_path),
+        "PATH": f"{BIN}:{os.environ['PATH']}",  # the job's `python` is the one the head finds
+    }
     dashboard = free_port()
     start = [
         str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=4", f"--port={free_port()}",
