@@ -97,9 +97,10 @@ def test_a_registered_model_embeds_as_the_folder_does(store: Store, tmp_path: Pa
     """`models:/name@challenger` predicts the vectors of the exported folder, with and without prompt."""
     import mlflow
 
-    run = opened(store, tmp_path)
-    assert register(run, toy_model, "toy", "challenger", 32) == 1
+    assert register(opened(store, tmp_path / "first"), toy_model, "toy", "challenger", 32) == 1
+    run = opened(store, tmp_path / "second")
     assert register(run, toy_model, "toy", "challenger", 32) == 2
+    assert register(run, toy_model, "toy", "challenger", 32) == 2, "a resumed run registers nothing twice"
     assert int(run.client.get_model_version_by_alias("toy", "challenger").version) == 2
     texts = ["aa bb", "一一 二二"]
     model = mlflow.pyfunc.load_model("models:/toy@challenger")

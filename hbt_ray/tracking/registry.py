@@ -13,18 +13,25 @@ from mlflow.models import infer_signature
 
 from hbt_ray import __version__
 from hbt_ray.errors import ModelError
+from hbt_ray.model.export import model_hash
 from hbt_ray.tracking.runs import Store, TrackedRun
 
 MODELS_SCHEME = "models:/"
 ENCODER = "encoder"
+MODEL_HASH = "model_hash"  # tag of a version
 PYFUNC_CODE = "pyfunc_encoder.py"  # a file, not an import: MLflow runs it when it loads the model
 
 
 def register(run: TrackedRun, model_dir: Path, name: str, alias: str, width: int) -> int:
     """Log the exported folder to the run, register it as a new version of `name` and move `alias` to it.
 
-    Returns the version number. `width` is the embedding's length, for the signature.
+    A run that registers the same encoder again gets the version it has. Returns the version number; `width` is the
+    embedding's length, for the signature.
     """
+    fingerprint = model_hash(model_dir)
+    known = _registered_version(run, name, fingerprint)
+    if known is not None:
+        return known
     mlflow.set_tracking_uri(run.store.uri)
     mlflow.set_registry_uri(run.store.uri)
     signature = infer_signature(["text"], np.zeros((1, width), np.float32), params={"prompt": ""})
@@ -40,8 +47,16 @@ def register(run: TrackedRun, model_dir: Path, name: str, alias: str, width: int
             registered_model_name=name,
         )
     version = int(info.registered_model_version)
+    run.client.set_model_version_tag(name, str(version), MODEL_HASH, fingerprint)
     run.client.set_registered_model_alias(name, alias, str(version))
     return version
+
+
+def _registered_version(run: TrackedRun, name: str, fingerprint: str) -> int | None:
+    versions = run.client.search_model_versions(f"name = '{name}'")
+    return next(
+        (int(v.version) for v in versions if v.run_id == run.run_id and v.tags.get(MODEL_HASH) == fingerprint), None
+    )
 
 
 def download_model(uri: str, store: Store) -> tuple[Path, TrackedRun]:
