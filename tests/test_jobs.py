@@ -36,7 +36,7 @@ def command(*arguments: str, env: dict[str, str] | None = None, cwd: Path = ROOT
     )
 
 
-def test_quickstart_trains_compares_registers_and_reports(tmp_path: Path) -> None:
+def test_quickstart_trains_compares_registers_and_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One command: three arms far above the untrained encoder, a report, a registered model that embeds alike."""
     done = command("hbt-ray", "quickstart", "--out", "q", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -53,8 +53,7 @@ def test_quickstart_trains_compares_registers_and_reports(tmp_path: Path) -> Non
     import mlflow
     from test_encoder import sentence_transformer_vectors
 
-    mlflow.set_tracking_uri(result["mlflow_tracking_uri"])
-    mlflow.set_registry_uri(result["mlflow_tracking_uri"])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", result["mlflow_tracking_uri"])
     texts = ["What is the currency of Japan?", "Япония", "الين الياباني"]
     predicted = mlflow.pyfunc.load_model(result["registered_model"]).predict(texts)
     np.testing.assert_allclose(predicted, sentence_transformer_vectors(Path(result["model_dir"]), texts), atol=1e-5)
@@ -91,7 +90,7 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
             yield {**env, "RAY_API_SERVER_ADDRESS": address}
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(30)
+            process.wait(90)  # Ray drains for up to 30 seconds
             # A head ended by a signal leaves its address behind, which would catch the next bare ray.init().
             Path("/tmp/ray/ray_current_cluster").unlink(missing_ok=True)
 

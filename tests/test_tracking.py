@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,9 @@ def test_the_default_store_is_absolute(tmp_path: Path, monkeypatch: pytest.Monke
     assert tracking_store(Path("runs")) == Store("http://127.0.0.1:5000", None)
 
 
-def test_a_registered_model_embeds_as_the_folder_does(store: Store, tmp_path: Path, toy_model: Path) -> None:
+def test_a_registered_model_embeds_as_the_folder_does(
+    store: Store, tmp_path: Path, toy_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`models:/name@challenger` predicts the vectors of the exported folder, with and without prompt."""
     import mlflow
 
@@ -102,6 +105,8 @@ def test_a_registered_model_embeds_as_the_folder_does(store: Store, tmp_path: Pa
     assert register(run, toy_model, "toy", "challenger", 32) == 2
     assert register(run, toy_model, "toy", "challenger", 32) == 2, "a resumed run registers nothing twice"
     assert int(run.client.get_model_version_by_alias("toy", "challenger").version) == 2
+    assert "MLFLOW_TRACKING_URI" not in os.environ, "registering must not decide where later runs go"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
     texts = ["aa bb", "一一 二二"]
     model = mlflow.pyfunc.load_model("models:/toy@challenger")
     encoder = TextEncoder(str(toy_model))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
@@ -14,7 +17,7 @@ from mlflow.models import infer_signature
 from hbt_ray import __version__
 from hbt_ray.errors import ModelError
 from hbt_ray.model.export import model_hash
-from hbt_ray.tracking.runs import Store, TrackedRun
+from hbt_ray.tracking.runs import TRACKING_VARIABLE, Store, TrackedRun
 
 MODELS_SCHEME = "models:/"
 ENCODER = "encoder"
@@ -32,10 +35,8 @@ def register(run: TrackedRun, model_dir: Path, name: str, alias: str, width: int
     known = _registered_version(run, name, fingerprint)
     if known is not None:
         return known
-    mlflow.set_tracking_uri(run.store.uri)
-    mlflow.set_registry_uri(run.store.uri)
     signature = infer_signature(["text"], np.zeros((1, width), np.float32), params={"prompt": ""})
-    with mlflow.start_run(run_id=run.run_id), warnings.catch_warnings():
+    with _fluent_api(run.store), mlflow.start_run(run_id=run.run_id), warnings.catch_warnings():
         # MLflow asks for type hints and an input example, from which it would infer the signature given here.
         warnings.simplefilter("ignore")
         info = mlflow.pyfunc.log_model(
@@ -50,6 +51,20 @@ def register(run: TrackedRun, model_dir: Path, name: str, alias: str, width: int
     run.client.set_model_version_tag(name, str(version), MODEL_HASH, fingerprint)
     run.client.set_registered_model_alias(name, alias, str(version))
     return version
+
+
+@contextmanager
+def _fluent_api(store: Store) -> Iterator[None]:
+    """Point MLflow's global state at a store; it also sets an environment variable, which must not outlive the call."""
+    before = os.environ.get(TRACKING_VARIABLE)
+    mlflow.set_tracking_uri(store.uri)
+    mlflow.set_registry_uri(store.uri)
+    try:
+        yield
+    finally:
+        os.environ.pop(TRACKING_VARIABLE, None)
+        if before is not None:
+            os.environ[TRACKING_VARIABLE] = before
 
 
 def _registered_version(run: TrackedRun, name: str, fingerprint: str) -> int | None:
@@ -73,9 +88,8 @@ def download_model(uri: str, store: Store) -> tuple[Path, TrackedRun]:
         else:
             name, _, number = address.partition("/")
             version = client.get_model_version(name, number)
-        mlflow.set_tracking_uri(store.uri)
-        mlflow.set_registry_uri(store.uri)
-        folder = Path(mlflow.artifacts.download_artifacts(uri))
+        with _fluent_api(store):
+            folder = Path(mlflow.artifacts.download_artifacts(uri))
     except MlflowException as error:
         raise ModelError(
             "--model",

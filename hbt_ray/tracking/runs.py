@@ -23,6 +23,7 @@ from hbt_ray.errors import ResourceError
 
 logger = logging.getLogger(__name__)
 
+TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 RUN_FILE = "mlflow.json"  # in a run folder: which MLflow run it feeds
 MAX_BATCH = 1000  # metrics in one request
 NOT_METRICS = {"step", "mode", "dataset"}
@@ -38,7 +39,7 @@ class Store:
 
 def tracking_store(out: Path) -> Store:
     """MLFLOW_TRACKING_URI if set; else SQLite and artifacts in the (absolute) output folder, no server needed."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    uri = os.environ.get(TRACKING_VARIABLE)
     if uri:
         return Store(uri, None)
     out.mkdir(parents=True, exist_ok=True)
@@ -125,7 +126,7 @@ def open_run(store: Store, experiment: str, name: str, run_dir: Path, config: Ma
     except MlflowException as error:
         reason = str(error).strip().splitlines()[0]
         raise ResourceError(
-            "MLFLOW_TRACKING_URI", f"{store.uri} ({reason})", "an MLflow store that answers", "Start it, or unset it."
+            TRACKING_VARIABLE, f"{store.uri} ({reason})", "an MLflow store that answers", "Start it, or unset it."
         ) from None
     run_dir.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps({"uri": store.uri, "run_id": run.info.run_id}) + "\n", encoding="utf-8")
