@@ -58,9 +58,8 @@ def run(arguments: list[str]) -> int:
     except HbtError as error:
         print(f"error: {error}", file=sys.stderr)
         return OUR_FAILURE
-    except (KeyboardInterrupt, typer.Abort):
+    if result == INTERRUPTED:  # Typer's answer to Ctrl-C
         print("interrupted: run the same command again to go on where it stopped", file=sys.stderr)
-        return INTERRUPTED
     return result if isinstance(result, int) else 0
 
 

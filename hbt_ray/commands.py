@@ -176,8 +176,8 @@ def train(config: Config, on_rows: OnRows) -> Trained:
 
         try:
             result = fit(config, run_dir, root, deliver)
-        except BaseException:
-            run.finish("FAILED")
+        except BaseException as error:
+            run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
     version = None
     if config.tracking.registered_model:

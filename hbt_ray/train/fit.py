@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -196,16 +198,22 @@ def _same(pipeline: PlanPipeline) -> PlanPipeline:
 
 
 def _run(trainer: TorchTrainer) -> None:
-    """Fit, turning what Ray wraps around an error back into the error."""
+    """Fit, turning what Ray makes of errors and of Ctrl-C back into what they were."""
     logging.getLogger("ray.train").setLevel(logging.ERROR)
+    interrupt_handler = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit()
+    except SystemExit:  # Ray Train's own answer to Ctrl-C, once its workers are gone
+        raise KeyboardInterrupt from None
     except ray.train.TrainingFailedError as error:
         causes = list(getattr(error, "worker_failures", {}).values()) or [error]
         for cause in causes:
             if isinstance(cause, UserError):
                 raise cause from None
         raise TrainingError(f"training failed: {causes[0]}") from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, interrupt_handler)
 
 
 def _finish(config: Config, root: str, storage: Folder, run_dir: Path) -> FitResult:
