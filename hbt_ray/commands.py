@@ -216,7 +216,7 @@ def evaluate_model(
     from hbt_ray.session import ray_session
 
     benchmark = load_benchmark(benchmark_name, data, languages)
-    folder, run = _model_folder(model, out)
+    folder, run = _model_folder(model)
     check_folder(folder)
     training = read_training(folder)
     with ray_session(actors):
@@ -243,7 +243,7 @@ def evaluate_embeddings_folder(
     return _write_evaluation(evaluation, out, str(embeddings_dir), {})
 
 
-def _model_folder(model: str, out: Path) -> tuple[Path, Any]:
+def _model_folder(model: str) -> tuple[Path, Any]:
     """Local folder of a model, and the MLflow run to log its evaluation to (None if it has none in this store)."""
     from hbt_ray.model.encoder import resolve_backbone
     from hbt_ray.tracking.registry import MODELS_SCHEME, download_model

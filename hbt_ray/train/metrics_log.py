@@ -23,12 +23,14 @@ class MetricsLog(UserCallback):  # type: ignore[misc]
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._written: int | None = None  # last step in the file; looked up once per controller
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Append the new steps and, with a checkpoint, the validation losses."""
         report = metrics[0]
-        written = _last_step(self._path)
+        written = _last_step(self._path) if self._written is None else self._written
         rows = [row for row in report["log"] if row["step"] > written]
+        self._written = rows[-1]["step"] if rows else written
         losses = {key: value for key, value in report.items() if key.startswith("validation_loss")}
         if rows and losses:
             rows[-1] = rows[-1] | losses
