@@ -75,7 +75,7 @@ def _print_table(title: str, header: list[str], rows: list[list[object]]) -> Non
         table.add_column(name, justify="left" if i == 0 else "right")
     for row in rows:
         table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row))
-    width = None if sys.stdout.isatty() else max(100, 12 * len(header))
+    width = None if sys.stdout.isatty() else max(160, 12 * len(header))  # no more than the table needs is used
     console = Console(width=width)
     console.print(title, style="bold", soft_wrap=True)
     console.print(table)
@@ -232,7 +232,9 @@ def train(config: ConfigFile, settings: Settings = None) -> None:
 
 @app.command()
 def evaluate(
-    benchmark: Annotated[str, typer.Option("--benchmark", metavar="NAME", help="xquad-r, mlqa-r or sample.")],
+    benchmark: Annotated[
+        str, typer.Option("--benchmark", metavar="NAME", help="xquad-r, mlqa-r, sample, miracl, beir or tatoeba.")
+    ],
     data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Folder of the benchmark's files.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results.")],
     model: Annotated[
@@ -242,38 +244,112 @@ def evaluate(
         Path | None, typer.Option("--embeddings", metavar="DIR", help="Score these instead of a model.")
     ] = None,
     languages: Annotated[str | None, typer.Option("--languages", metavar="en,de,...", help="Default: all.")] = None,
+    candidate_text: Annotated[
+        str, typer.Option("--candidate-text", metavar="TEXT", help="sentence, or sentence+context (LAReQA sets).")
+    ] = "sentence",
+    split: Annotated[
+        str | None, typer.Option("--split", metavar="NAME", help="MIRACL: dev, train, dev+train. BEIR: test, ...")
+    ] = None,
+    ranking: Annotated[
+        str, typer.Option("--ranking", metavar="HOW", help="scores (full depth), faiss (the best --depth) or auto.")
+    ] = "auto",
+    depth: Annotated[
+        int | None, typer.Option("--depth", min=1, metavar="K", help="Candidates that FAISS keeps; default 1000.")
+    ] = None,
+    trec: Annotated[bool, typer.Option("--trec", help="Write TREC runs and qrels of every cell.")] = False,
+    trec_depth: Annotated[
+        int | None, typer.Option("--trec-depth", min=1, metavar="K", help="Candidates per query in runs; default 100.")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", metavar="DIR", help="Keep embeddings by model, text and prompt.")
+    ] = None,
     save_embeddings: Annotated[
         Path | None, typer.Option("--save-embeddings", metavar="DIR", help="Keep the embeddings there.")
     ] = None,
     actors: Annotated[int, typer.Option("--actors", min=1, help="Encoding and ranking actors.")] = 2,
 ) -> None:
-    """Every language pair and the merged pool, from one encoding."""
+    """Every language pair and the merged pool, every bias, from one encoding."""
     from hbt_ray import commands
     from hbt_ray.errors import ConfigError
     from hbt_ray.progress import EncodingProgress
 
-    chosen = [code.strip() for code in languages.split(",")] if languages else None
     if (model is None) == (embeddings is None):
         received = "neither" if model is None else "both"
         raise ConfigError("--model, --embeddings", received, "one of the two", "Give a model or an embeddings folder.")
+    for option, value in (("--save-embeddings", save_embeddings), ("--cache", cache)):
+        if embeddings is not None and value is not None:
+            raise ConfigError(option, value, "--model with it", "Leave it out.")
+    if trec_depth is not None and not trec:
+        raise ConfigError("--trec-depth", trec_depth, "--trec with it", "Add --trec.")
+    request = commands.EvaluationRequest(
+        benchmark=benchmark,
+        data=data,
+        out=out,
+        languages=_codes(languages),
+        candidate_text=candidate_text,
+        split=split,
+        actors=actors,
+        ranking=ranking,
+        depth=depth,
+        trec=trec,
+        trec_depth=trec_depth,
+        save_embeddings=save_embeddings,
+        cache=cache,
+    )
     if embeddings is not None:
-        if save_embeddings:
-            raise ConfigError("--save-embeddings", save_embeddings, "--model with it", "Leave it out.")
-        _finish(commands.evaluate_embeddings_folder(embeddings, benchmark, data, out, languages=chosen))
+        _finish(commands.evaluate_embeddings_folder(embeddings, request))
         return
     assert model is not None
     with EncodingProgress("encode", 0) as progress:
-        metrics = commands.evaluate_model(
-            model,
-            benchmark,
-            data,
-            out,
-            languages=chosen,
-            save_to=save_embeddings,
-            actors=actors,
-            on_progress=progress.texts,
-        )
+        metrics = commands.evaluate_model(model, request, progress.texts)
     _finish(metrics)
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR_A DIR_B [DIR_C ...]", help="Results folders.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Write comparison.json and report.html there.")
+    ] = None,
+    seen_languages: Annotated[
+        str | None,
+        typer.Option("--seen-languages", metavar="en,de,...", help="Training languages; default: what the models say."),
+    ] = None,
+    resamples: Annotated[
+        int, typer.Option("--resamples", help="Of the randomisation test and the bootstrap.")
+    ] = 10_000,
+    seed: Annotated[int, typer.Option("--seed", help="Of both.")] = 0,
+) -> None:
+    """Test the differences from the first results folder: per cell, setting and group, clustered by question."""
+    from hbt_ray import commands
+    from hbt_ray.evaluation.comparison import headline_rows
+
+    comparison = commands.compare_results(
+        folders, out=out, seen_languages=_codes(seen_languages), resamples=resamples, seed=seed
+    )
+    _print_table(
+        f"Differences from {comparison['baseline']} ({comparison['method']['clusters']} questions)",
+        ["system", "setting", "measure", "difference", "95% interval", "p", "p (Holm)"],
+        [
+            [
+                row.system,
+                row.setting,
+                row.measure,
+                f"{row.row['difference']:+.4f}",
+                f"{row.row['low']:+.4f} to {row.row['high']:+.4f}",
+                f"{row.row['p_value']:.4f}",
+                f"{row.row['p_holm']:.4f}",
+            ]
+            for row in headline_rows(comparison)
+        ],
+    )
+    if out:
+        print(f"Report: {out / 'report.html'}")
+    _finish(comparison)
+
+
+def _codes(text: str | None) -> tuple[str, ...] | None:
+    return tuple(code.strip() for code in text.split(",")) if text else None
 
 
 if __name__ == "__main__":

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from hbt_ray.config import SAMPLE_ROOT, Config
 from hbt_ray.corpus.importers import RejectedRow, usable_pairs, write_rejected
@@ -20,6 +23,14 @@ from hbt_ray.errors import ConfigError
 from hbt_ray.mixing.mixture import Mixture, realised_mixture
 from hbt_ray.mixing.source import training_source
 from hbt_ray.storage import Folder
+
+if TYPE_CHECKING:  # imported where they are used: the command line starts light
+    from hbt_ray.evaluation.benchmarks import Benchmark, Collection
+    from hbt_ray.evaluation.embeddings import Embeddings
+    from hbt_ray.evaluation.encoding import EncodingPool
+    from hbt_ray.evaluation.evaluate import Embed
+    from hbt_ray.evaluation.matrix import Evaluation
+    from hbt_ray.evaluation.rankers import Ranker
 
 HOME_VARIABLE = "HBT_RAY_HOME"
 SAMPLE_FOLDER = "sample"
@@ -195,52 +206,248 @@ def train(config: Config, on_rows: OnRows) -> Trained:
 # --- evaluate --------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What to evaluate on, how, and where the results go.
+
+    Args:
+        benchmark: name, as `load_benchmark` takes it.
+        data: folder of its files.
+        out: results folder.
+        languages: languages to load; None for all.
+        candidate_text: `sentence` or `sentence+context`, for the LAReQA sets.
+        split: of MIRACL and BEIR; None for the usual one.
+        actors: encoding and ranking actors.
+        ranking: `scores` (full depth), `faiss` (the best `depth`), or `auto`: scores up to SCORED_CANDIDATES.
+        depth: candidates kept per query by FAISS; None for FAISS_DEPTH or the whole of a smaller pool.
+        trec: whether to write TREC runs and qrels.
+        trec_depth: candidates per query in them; None for 100 or the whole of a smaller pool.
+        save_embeddings: folder to keep the embeddings in.
+        cache: folder of embeddings by model, text and prompt, and of the scratch files of large corpora.
+    """
+
+    benchmark: str
+    data: Path
+    out: Path
+    languages: tuple[str, ...] | None = None
+    candidate_text: str = "sentence"
+    split: str | None = None
+    actors: int = 2
+    ranking: str = "auto"
+    depth: int | None = None
+    trec: bool = False
+    trec_depth: int | None = None
+    save_embeddings: Path | None = None
+    cache: Path | None = None
+
+
+SCORED_CANDIDATES = 500_000  # of one collection; above this `auto` searches FAISS shards
+FAISS_DEPTH = 1000
+
+
 def evaluate_model(
     model: str,
-    benchmark_name: str,
-    data: Path,
-    out: Path,
-    *,
-    languages: Sequence[str] | None = None,
-    save_to: Path | None = None,
-    actors: int = 2,
+    request: EvaluationRequest,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Encode a benchmark with a model folder or `models:/` address and score every cell; results go to `out`."""
-    from hbt_ray.evaluation.benchmarks import load_benchmark
-    from hbt_ray.evaluation.embeddings import save_embeddings
-    from hbt_ray.evaluation.encoding import encode_benchmark
-    from hbt_ray.evaluation.matrix import evaluate_on_ray
+    """Encode a benchmark with a model folder or `models:/` address and score every cell; metrics.json's content."""
+    from hbt_ray.evaluation.embeddings import collection_folder, save_embeddings
+    from hbt_ray.evaluation.encoding import encode_collection
+    from hbt_ray.evaluation.model_card import write_model_card
     from hbt_ray.model.encoder import check_folder, read_settings
-    from hbt_ray.model.export import model_hash, read_training
+    from hbt_ray.model.export import TRAINING_FILE, model_hash, read_training
     from hbt_ray.session import ray_session
+    from hbt_ray.tracking.registry import MODELS_SCHEME
 
-    benchmark = load_benchmark(benchmark_name, data, languages)
+    benchmark = _load(request)
     folder, run = _model_folder(model)
     check_folder(folder)
     training = read_training(folder)
-    with ray_session(actors):
-        embeddings = encode_benchmark(benchmark, str(folder), read_settings(folder), actors, on_progress)
-        if save_to:
-            save_embeddings(save_to, embeddings)
-        evaluation = evaluate_on_ray(benchmark, embeddings, actors, model=model_hash(folder), seed=training.get("seed"))
-    metrics = _write_evaluation(evaluation, out, model, training)
+    fingerprint = model_hash(folder)
+    settings = read_settings(folder)
+    with (
+        _scratch(benchmark, request) as scratch,
+        ray_session(request.actors),
+        _encoding_pools(benchmark, request, folder) as pools,
+    ):
+
+        def embed(collection: Collection) -> Embeddings:
+            with pools() as pool:
+                embeddings = encode_collection(
+                    collection,
+                    pool,
+                    settings,
+                    model_hash=fingerprint,
+                    cache=request.cache,
+                    scratch=scratch,
+                    on_progress=on_progress,
+                )
+            if request.save_embeddings:
+                save_embeddings(collection_folder(request.save_embeddings, benchmark, collection), embeddings)
+            return embeddings
+
+        evaluation = _evaluation(benchmark, embed, request, model=fingerprint, seed=training.get("seed"))
+    metrics, cells = _write_evaluation(evaluation, request.out, model, training)
+    # Beside an encoder that hbt_ray exported; a package's or the registry's folder is not ours to write to.
+    exported = (folder / TRAINING_FILE).is_file() and not model.startswith(MODELS_SCHEME)
+    write_model_card(folder if exported else request.out, training, settings, metrics, cells)
     if run:
-        run.log_evaluation(metrics, out)
+        run.log_evaluation(metrics, cells, request.out)
     return metrics
 
 
-def evaluate_embeddings_folder(
-    embeddings_dir: Path, benchmark_name: str, data: Path, out: Path, *, languages: Sequence[str] | None = None
-) -> dict[str, Any]:
-    """Score embeddings made elsewhere; results go to `out`."""
-    from hbt_ray.evaluation.benchmarks import load_benchmark
-    from hbt_ray.evaluation.embeddings import load_embeddings
-    from hbt_ray.evaluation.matrix import evaluate_embeddings
+def evaluate_embeddings_folder(embeddings_dir: Path, request: EvaluationRequest) -> dict[str, Any]:
+    """Score embeddings made elsewhere; metrics.json's content."""
+    from hbt_ray.evaluation.embeddings import collection_folder, load_embeddings
+    from hbt_ray.session import ray_session
 
-    benchmark = load_benchmark(benchmark_name, data, languages)
-    evaluation = evaluate_embeddings(benchmark, load_embeddings(embeddings_dir, benchmark))
-    return _write_evaluation(evaluation, out, str(embeddings_dir), {})
+    benchmark = _load(request)
+
+    def embed(collection: Collection) -> Embeddings:
+        return load_embeddings(collection_folder(embeddings_dir, benchmark, collection), collection)
+
+    with ray_session(request.actors) if request.ranking == "faiss" else nullcontext():
+        evaluation = _evaluation(benchmark, embed, request, model="-", seed=None)
+    return _write_evaluation(evaluation, request.out, str(embeddings_dir), {})[0]
+
+
+def _load(request: EvaluationRequest) -> Benchmark:
+    from hbt_ray.evaluation.benchmarks import load_benchmark
+
+    return load_benchmark(
+        request.benchmark,
+        request.data,
+        request.languages,
+        candidate_text=request.candidate_text,
+        split=request.split,
+        scratch=request.cache,
+    )
+
+
+@contextmanager
+def _scratch(benchmark: Benchmark, request: EvaluationRequest) -> Iterator[Path | None]:
+    """A folder, ended with the evaluation, for vectors that are better not in memory; it needs a cache folder."""
+    if request.cache is None or _largest(benchmark) <= SCORED_CANDIDATES:
+        yield None
+        return
+    request.cache.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="vectors-", dir=request.cache) as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def _encoding_pools(
+    benchmark: Benchmark, request: EvaluationRequest, model: Path
+) -> Iterator[Callable[[], AbstractContextManager[EncodingPool]]]:
+    """Gives the actors that encode a collection: the same for all collections, or, before a FAISS search, which wants
+    their GPUs, new ones each time.
+    """
+    from hbt_ray.evaluation.encoding import encoding_pool
+
+    if _uses_faiss(benchmark, request):
+        yield lambda: encoding_pool(str(model), request.actors)
+        return
+    with encoding_pool(str(model), request.actors) as pool:
+        yield lambda: nullcontext(pool)
+
+
+def _uses_faiss(benchmark: Benchmark, request: EvaluationRequest) -> bool:
+    large = _largest(benchmark) > SCORED_CANDIDATES
+    return request.ranking == "faiss" or (request.ranking == "auto" and large)
+
+
+def _largest(benchmark: Benchmark) -> int:
+    """Candidates of the largest collection."""
+    return max(sum(map(len, collection.candidates.values())) for collection in benchmark.collections)
+
+
+def _evaluation(
+    benchmark: Benchmark, embed: Embed, request: EvaluationRequest, *, model: str, seed: int | None
+) -> Evaluation:
+    """One collection after the other, so that the vectors of one are in memory at a time."""
+    from hbt_ray.evaluation.evaluate import evaluate_collection, summarise
+    from hbt_ray.evaluation.matrix import signature
+    from hbt_ray.evaluation.results import check_trec_depth, write_trec
+
+    if request.trec and request.trec_depth:
+        for collection in benchmark.collections:
+            check_trec_depth(collection, request.trec_depth)
+    ranker, depth = _ranker(benchmark, request)
+    results = []
+    for collection in benchmark.collections:
+        embeddings = embed(collection)
+        results.append(evaluate_collection(collection, embeddings, ranker, full_depth=depth is None))
+        if request.trec:
+            write_trec(collection, embeddings, request.out, f"hbt_ray-{model}", request.trec_depth)
+    return summarise(benchmark, results, signature(benchmark, model=model, depth=depth, seed=seed))
+
+
+def _ranker(benchmark: Benchmark, request: EvaluationRequest) -> tuple[Ranker, int | None]:
+    """How to rank, and to what depth (None: full)."""
+    import ray
+
+    from hbt_ray.evaluation.rankers import RANKINGS, check_depth, faiss_ranker, rank_here, ray_ranker
+
+    if request.ranking not in RANKINGS:
+        raise ConfigError("--ranking", repr(request.ranking), f"one of {', '.join(RANKINGS)}", "Choose one of these.")
+    if _uses_faiss(benchmark, request):
+        if request.depth is not None:
+            for collection in benchmark.collections:
+                check_depth(collection, request.depth)
+        depth = request.depth or FAISS_DEPTH
+        return faiss_ranker(request.actors, depth), depth
+    if request.depth is not None:
+        raise ConfigError("--depth", request.depth, "--ranking faiss with it", "Leave it out: ranks are of full depth.")
+    return (ray_ranker(request.actors) if ray.is_initialized() else rank_here), None
+
+
+def compare_results(
+    folders: Sequence[Path],
+    *,
+    out: Path | None = None,
+    seen_languages: Sequence[str] | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Test the differences of results folders from the first one; with `out`, comparison.json and report.html there."""
+    from hbt_ray.evaluation.comparison import compare
+
+    seen = seen_languages or _common_seen_languages(folders)
+    comparison = compare(folders, resamples=resamples, seed=seed, seen_languages=seen)
+    if out:
+        _write_comparison(comparison, out, seen)
+    return comparison
+
+
+def _common_seen_languages(folders: Sequence[Path]) -> list[str] | None:
+    """The training languages, if the folders that know theirs agree."""
+    known = [
+        tuple(metrics["seen_languages"]) for folder in folders if (metrics := _metrics(folder)).get("seen_languages")
+    ]
+    return list(known[0]) if len(set(known)) == 1 else None
+
+
+def _metrics(folder: Path) -> dict[str, Any]:
+    path = folder / "metrics.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _write_comparison(comparison: Mapping[str, Any], out: Path, seen: Sequence[str] | None) -> None:
+    from hbt_ray.evaluation.report import System, write_comparison
+    from hbt_ray.evaluation.results import read_cells
+
+    folders = [Path(system["folder"]) for system in comparison["systems"]]
+    out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(comparison, indent=2, ensure_ascii=False)
+    (out / "comparison.json").write_text(text + "\n", encoding="utf-8")
+    write_comparison(
+        out,
+        [System(str(folder), _metrics(folder), read_cells(folder)) for folder in folders],
+        title=f"{comparison['benchmark']}: {len(folders)} systems",
+        notes=list(dict.fromkeys(note for folder in folders for note in _metrics(folder)["notes"])),
+        seen_languages=seen,
+        significance=comparison,
+    )
 
 
 def _model_folder(model: str) -> tuple[Path, Any]:
@@ -263,21 +470,27 @@ def _store_folder() -> Path:
     return output_root("runs")
 
 
-def _write_evaluation(evaluation: Any, out: Path, model: str, training: Mapping[str, Any]) -> dict[str, Any]:
-    from hbt_ray.evaluation.matrix import write_results
+def _write_evaluation(
+    evaluation: Evaluation, out: Path, model: str, training: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Results, figures and report; the content of metrics.json and the rows of cells.csv."""
     from hbt_ray.evaluation.plots import save_heatmap
     from hbt_ray.evaluation.report import write_report
+    from hbt_ray.evaluation.results import write_results
 
-    write_results(evaluation, out)
-    metrics: dict[str, Any] = evaluation.metrics()
-    cells = [cell.row() for cell in evaluation.cells]
-    save_heatmap(cells, evaluation.languages, out / "heatmap.png", title=f"{evaluation.benchmark_name}: mAP")
+    caveats = training.get("notes", {}).get(evaluation.benchmark.partition("+")[0], ())
+    evaluation = replace(evaluation, notes=(*evaluation.notes, *caveats))
+    metrics = {**evaluation.metrics(), "seen_languages": training.get("languages")}
+    cells: list[dict[str, Any]] = [cell.row() for cell in evaluation.cells]
+    write_results(evaluation, metrics, out)
+    save_heatmap(cells, evaluation.languages, out / "heatmap.png", title=f"{evaluation.benchmark}: mAP")
     write_report(
         out,
         metrics,
         cells,
-        title=f"{evaluation.benchmark_name}: {model}",
-        notes=training.get("notes", {}).get(evaluation.benchmark_name, ()),
+        title=f"{evaluation.benchmark}: {model}",
+        notes=metrics["notes"],
         seen_languages=training.get("languages"),
+        examples=evaluation.examples,
     )
-    return metrics
+    return metrics, cells

@@ -13,10 +13,14 @@ from functools import cache
 from itertools import permutations
 
 from babel import Locale
+from babel.core import get_global
 
 from hbt_ray.errors import ConfigError
 
 UNLISTED = "unlisted"
+
+# Codes of published test sets that CLDR does not hold: a group of languages, and one it has merged into dtp.
+_OTHER_CODES = {"ber": "Berber languages", "kzj": "Coastal Kadazan"}
 
 # code: (family, branch that reports group by; resource class)
 _GROUPS: dict[str, tuple[str, int]] = {
@@ -66,7 +70,9 @@ class Language:
 
 @cache
 def _known_codes() -> dict[str, str]:
-    return dict(Locale("en").languages)
+    """Code -> English name; languages that CLDR knows without a name in English go by their code."""
+    unnamed = {code: code for code in get_global("likely_subtags") if "_" not in code and code != "und"}
+    return unnamed | _OTHER_CODES | dict(Locale("en").languages)
 
 
 def language(code: str, where: str = "language") -> Language:

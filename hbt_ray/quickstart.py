@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pyarrow import csv
 
-from hbt_ray.commands import Trained, corpus_root, evaluate_model, train
+from hbt_ray.commands import EvaluationRequest, Trained, corpus_root, evaluate_model, train
 from hbt_ray.config import SAMPLE_ROOT, Config
 from hbt_ray.corpus.sample import TRAINING_LANGUAGES
+from hbt_ray.evaluation.comparison import compare
 from hbt_ray.evaluation.report import System, write_comparison
+from hbt_ray.evaluation.results import read_cells
 from hbt_ray.progress import EncodingProgress, TrainingProgress
 from hbt_ray.session import ray_session
 from hbt_ray.tracking.runs import tracking_store
@@ -25,7 +26,8 @@ UNTRAINED = "untrained"
 BENCHMARK = "sample"
 NOTES = (
     "The sample is a smoke test of the whole path, generated from CLDR; its numbers say nothing about real retrieval.",
-    "One seed, no test of significance: the order of the arms may change with the seed.",
+    "One seed: the tests say whether the questions could have shown the difference by chance, not whether another "
+    "training seed would.",
     "Greek and Vietnamese are not in the training data.",
 )
 
@@ -83,19 +85,22 @@ def quickstart(out: Path, actors: int = 2) -> dict[str, Any]:
 def _evaluated(name: str, model: Path, root: str, out: Path, actors: int, trained: Trained | None) -> Arm:
     results = out / "results" / name
     with EncodingProgress(f"evaluate {name}", 0) as progress:
-        metrics = evaluate_model(str(model), BENCHMARK, Path(root), results, actors=actors, on_progress=progress.texts)
+        request = EvaluationRequest(BENCHMARK, Path(root), results, actors=actors)
+        metrics = evaluate_model(str(model), request, progress.texts)
     return Arm(name, metrics, results, trained)
 
 
 def _report(arms: list[Arm], out: Path) -> Path:
     """One page that compares all arms."""
-    systems = [System(arm.name, arm.metrics, _cells(arm.results), _details(arm)) for arm in arms]
-    return write_comparison(out, systems, title="hbt_ray quickstart", notes=NOTES, seen_languages=TRAINING_LANGUAGES)
-
-
-def _cells(results: Path) -> list[dict[str, Any]]:
-    table = csv.read_csv(results / "cells.csv").to_pylist()
-    return [dict(row) for row in table]
+    systems = [System(arm.name, arm.metrics, read_cells(arm.results), _details(arm)) for arm in arms]
+    return write_comparison(
+        out,
+        systems,
+        title="hbt_ray quickstart",
+        notes=NOTES,
+        seen_languages=TRAINING_LANGUAGES,
+        significance=compare([arm.results for arm in arms], seen_languages=TRAINING_LANGUAGES),
+    )
 
 
 def _details(arm: Arm) -> dict[str, str]:

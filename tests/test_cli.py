@@ -124,13 +124,13 @@ def test_a_dataset_folder_without_manifest_is_incomplete(tmp_path: Path, capsys:
 
 
 def random_embeddings(benchmark_dir: Path, languages: list[str] | None = None) -> Embeddings:
-    benchmark = load_benchmark("sample", benchmark_dir, languages)
+    (collection,) = load_benchmark("sample", benchmark_dir, languages).collections
     rng = np.random.default_rng(5)
 
     def vectors(texts: Any) -> dict[str, Any]:
-        return {lang: rng.normal(size=(len(texts[lang]), 8)).astype(np.float32) for lang in benchmark.languages}
+        return {lang: rng.normal(size=(len(group), 8)).astype(np.float32) for lang, group in texts.items()}
 
-    return Embeddings(vectors(benchmark.queries), vectors(benchmark.candidates))
+    return Embeddings(vectors(collection.queries), vectors(collection.candidates))
 
 
 def evaluate(benchmark_dir: Path, tmp_path: Path, *more: str) -> list[str]:
@@ -149,10 +149,10 @@ def test_evaluate_embeddings_writes_every_result(
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last == json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert (last["monolingual"]["cells"], last["cross_lingual"]["cells"]) == (11, 110)
-    for name in ("cells.csv", "per_query.parquet", "heatmap.png", "report.html"):
+    for name in ("cells.csv", "per_query.parquet", "examples.json", "heatmap.png", "report.html"):
         assert (tmp_path / "out" / name).stat().st_size > 0
     header = (tmp_path / "out" / "cells.csv").read_text().splitlines()[0]
-    assert header == "query_language,candidate_language,queries,mAP,R@1,R@10"
+    assert header == "query_language,candidate_language,queries,mAP,R@1,R@10,R@100,nDCG@10,MRR@10"
 
 
 def test_languages_restrict_the_matrix(benchmark_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoModel, BertConfig, BertModel, PreTrainedTokenizerFast
 
 from hbt_ray.errors import ConfigError, ModelError
@@ -22,6 +24,7 @@ from hbt_ray.model.encoder import (
     pad,
     read_settings,
     resolve_backbone,
+    token_batches,
     tokenizer_json,
 )
 from hbt_ray.model.export import export_encoder, model_hash, read_training, write_training
@@ -91,6 +94,44 @@ def test_padding_does_not_change_an_embedding(toy_model: Path) -> None:
     for text, vector in zip(TEXTS, together, strict=True):
         np.testing.assert_allclose(encoder.encode([text])[0], vector, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1.0, atol=1e-6)
+
+
+@given(st.lists(st.integers(0, 40)), st.integers(1, 100))
+def test_token_batches_keep_the_budget(lengths: list[int], budget: int) -> None:
+    """Every row once, longest first; rows x longest stays in the budget unless a batch is one row; none fits more."""
+    batches = [*token_batches(lengths, budget)]
+    rows = [int(row) for batch in batches for row in batch]
+    assert sorted(rows) == [*range(len(lengths))]
+    assert [lengths[row] for row in rows] == sorted(lengths, reverse=True)
+    for i, batch in enumerate(batches):
+        longest = max(1, lengths[batch[0]])
+        assert len(batch) == 1 or len(batch) * longest <= budget
+        assert i == len(batches) - 1 or (len(batch) + 1) * longest > budget
+
+
+def test_token_budget_does_not_change_an_embedding(toy_model: Path) -> None:
+    """One text a batch, or all in one: the same vectors in the order of the texts, repeated texts included."""
+    encoder = TextEncoder(str(toy_model))
+    texts = [*TEXTS, *reversed(TEXTS)]
+    vectors = [encoder.encode(texts, token_budget=budget) for budget in (1, 20, 10_000)]
+    for other in vectors[1:]:
+        np.testing.assert_allclose(other, vectors[0], atol=1e-6)
+    np.testing.assert_allclose(vectors[0][: len(TEXTS)], vectors[0][len(TEXTS) :][::-1], atol=1e-6)
+    np.testing.assert_allclose(vectors[0][0], encoder.encode(TEXTS[:1])[0], atol=1e-6)
+
+
+def test_no_texts_give_no_vectors(toy_model: Path) -> None:
+    """An empty list is an array of no rows and D columns."""
+    encoder = TextEncoder(str(toy_model))
+    assert encoder.encode([]).shape == (0, encoder.width) == (0, 32)
+
+
+def test_long_texts_are_cut_as_sentence_transformers_does(toy_model: Path) -> None:
+    """Texts beyond the model's length embed as the library truncates them."""
+    texts = ["aa bb " * 100, "kk", "cc dd " * 50]
+    np.testing.assert_allclose(
+        TextEncoder(str(toy_model)).encode(texts), sentence_transformer_vectors(toy_model, texts), atol=1e-5
+    )
 
 
 def test_export_loads_with_auto_model(toy_model: Path) -> None:

@@ -15,12 +15,18 @@ import pyarrow.parquet as pq
 import pytest
 import pytrec_eval
 from numpy.typing import NDArray
+from parallel import Parallel, as_parallel, integer_embeddings, normal_embeddings, synthetic
 
 from hbt_ray import __version__
 from hbt_ray.errors import ConfigError, EmbeddingError, ResourceError
-from hbt_ray.evaluation.benchmarks import Benchmark, load_benchmark
+from hbt_ray.evaluation.benchmarks import Collection, load_benchmark
+from hbt_ray.evaluation.bias import QUERY_BIAS
 from hbt_ray.evaluation.embeddings import Embeddings, check_embeddings, load_embeddings, save_embeddings
-from hbt_ray.evaluation.matrix import Evaluation, evaluate_embeddings, evaluate_on_ray, write_results
+from hbt_ray.evaluation.evaluate import evaluate_embeddings
+from hbt_ray.evaluation.matrix import Evaluation
+from hbt_ray.evaluation.metrics import MEASURES as ALL_MEASURES
+from hbt_ray.evaluation.rankers import Ranker, rank_here, ray_ranker
+from hbt_ray.evaluation.results import write_results
 
 DATASETS = Path(__file__).resolve().parents[2] / "shared" / "datasets"
 MEASURES = ("mAP", "R@1", "R@10")
@@ -34,48 +40,15 @@ class Row(NamedTuple):
     rank_distance: float | None
 
 
-def synthetic(sizes: dict[str, int], questions: int, missing: float, seed: int) -> Benchmark:
-    """A benchmark with random relevance, in which a language lacks a question with probability `missing`."""
-    rng = np.random.default_rng(seed)
-    ids = {code: tuple(f"q{i}" for i in range(questions) if i == 0 or rng.random() >= missing) for code in sizes}
-    return Benchmark(
-        name="synthetic",
-        languages=tuple(sizes),
-        query_ids=ids,
-        queries={code: tuple(f"{code} {i}?" for i in ids[code]) for code in sizes},
-        candidates={code: tuple(f"{code} {i}." for i in range(size)) for code, size in sizes.items()},
-        relevant={code: {i: int(rng.integers(size)) for i in ids[code]} for code, size in sizes.items()},
-    )
+def evaluated(parallel: Parallel, embeddings: Embeddings, rank: Ranker = rank_here, **facts: Any) -> Evaluation:
+    return evaluate_embeddings(parallel.benchmark, {parallel.name: embeddings}, rank, **facts)
 
 
-def integer_embeddings(benchmark: Benchmark, dim: int, seed: int) -> Embeddings:
-    """Vectors of -1, 0 and 1: exact scores, few distinct ones, many equal candidates."""
-    rng = np.random.default_rng(seed)
-    return Embeddings(
-        *(
-            {code: rng.integers(-1, 2, (len(texts[code]), dim)).astype(np.float32) for code in texts}
-            for texts in (benchmark.queries, benchmark.candidates)
-        )
-    )
+def collection_of(parallel: Parallel) -> Collection:
+    return parallel.benchmark.collections[0]
 
 
-def normal_embeddings(benchmark: Benchmark, dim: int, seed: int) -> Embeddings:
-    """Normally distributed vectors in which a relevant candidate is near its query, so that ranks vary."""
-    rng = np.random.default_rng(seed)
-    topic: dict[str, NDArray[np.float64]] = {}
-    queries, candidates = {}, {}
-    for code in benchmark.languages:
-        candidates[code] = rng.standard_normal((len(benchmark.candidates[code]), dim))
-        for query_id, index in benchmark.relevant[code].items():
-            topic.setdefault(query_id, rng.standard_normal(dim))
-            candidates[code][index] = topic[query_id] + 0.7 * rng.standard_normal(dim)
-        noise = rng.standard_normal((len(benchmark.query_ids[code]), dim))
-        queries[code] = np.array([topic[query_id] for query_id in benchmark.query_ids[code]]) + 0.7 * noise
-    as_float32 = [{code: v.astype(np.float32) for code, v in part.items()} for part in (queries, candidates)]
-    return Embeddings(*as_float32)
-
-
-def reference(benchmark: Benchmark, embeddings: Embeddings, language: str, query_id: str) -> Iterator[tuple[str, Row]]:
+def reference(benchmark: Parallel, embeddings: Embeddings, language: str, query_id: str) -> Iterator[tuple[str, Row]]:
     """Candidate language and result of every cell of one query, by sorting all its scores."""
     query = embeddings.queries[language][benchmark.query_ids[language].index(query_id)].astype(np.float64)
     scores, gold = {}, {}
@@ -98,7 +71,7 @@ def from_order(scores: NDArray[np.float64], gold: NDArray[np.bool_], pool: bool)
     return Row(len(ranks), (math.fsum(precisions) / len(ranks), recalls[0], recalls[1]), distance)
 
 
-def reference_rows(benchmark: Benchmark, embeddings: Embeddings, share: float = 1.0) -> dict[tuple[str, str, str], Row]:
+def reference_rows(benchmark: Parallel, embeddings: Embeddings, share: float = 1.0) -> dict[tuple[str, str, str], Row]:
     """The reference for a seeded random share of the queries of each language."""
     rng = np.random.default_rng(11)
     return {
@@ -127,7 +100,7 @@ def assert_equal_rows(actual: dict[tuple[str, str, str], Row], expected: dict[tu
         assert max(abs(x - y) for x, y in zip(actual[key].values, row.values, strict=True)) <= 1e-9, key
 
 
-def aggregate(benchmark: Benchmark, rows: dict[tuple[str, str, str], Row]) -> dict[str, Any]:
+def aggregate(benchmark: Parallel, rows: dict[tuple[str, str, str], Row]) -> dict[str, Any]:
     """Settings and rank distance of the reference: mean over queries, then over cells, in plain loops."""
     cells: dict[tuple[str, str], list[Row]] = {}
     for (query_language, _, candidate_language), row in rows.items():
@@ -161,14 +134,15 @@ def aggregate(benchmark: Benchmark, rows: dict[tuple[str, str, str], Row]) -> di
 def assert_equal_aggregates(evaluation: Evaluation, expected: dict[str, Any]) -> None:
     metrics = evaluation.metrics()
     for setting in ("monolingual", "cross_lingual", "multilingual"):
-        assert metrics[setting] == pytest.approx(expected[setting], abs=1e-9, rel=0)
+        found = {name: metrics[setting][name] for name in expected[setting]}
+        assert found == pytest.approx(expected[setting], abs=1e-9, rel=0)
     assert metrics["language_bias"]["rank_distance"] == pytest.approx(expected["rank_distance"], rel=1e-12)
 
 
-def published(name: str) -> Benchmark:
+def published(name: str) -> Parallel:
     if not (DATASETS / name).is_dir():
         pytest.skip(f"{name} is not in ../shared/datasets")
-    return load_benchmark(name, DATASETS)
+    return as_parallel(load_benchmark(name, DATASETS))
 
 
 @pytest.mark.parametrize(("name", "queries"), [("xquad-r", 400), ("mlqa-r", 400)])
@@ -177,8 +151,8 @@ def test_real_benchmark_equals_sorting(name: str, queries: int, embed: Any) -> N
     """On the real pools every cell of randomly drawn queries equals the reference to 1e-9, with and without ties."""
     benchmark = published(name)
     embeddings = embed(benchmark, 16, 5)
-    expected = reference_rows(benchmark, embeddings, queries / benchmark.query_count)
-    actual = evaluated_rows(evaluate_embeddings(benchmark, embeddings))
+    expected = reference_rows(benchmark, embeddings, queries / benchmark.benchmark.query_count)
+    actual = evaluated_rows(evaluated(benchmark, embeddings))
     assert {key[0] for key in expected} == set(benchmark.languages)
     assert_equal_rows(actual, expected)
 
@@ -189,7 +163,7 @@ def test_whole_real_benchmark_equals_sorting(name: str) -> None:
     """On all queries of a real benchmark every row and every aggregate equals the reference to 1e-9."""
     benchmark = published(name)
     embeddings = normal_embeddings(benchmark, 16, 6)
-    evaluation = evaluate_embeddings(benchmark, embeddings)
+    evaluation = evaluated(benchmark, embeddings)
     expected = reference_rows(benchmark, embeddings)
     actual = evaluated_rows(evaluation)
     assert actual.keys() == expected.keys()
@@ -202,7 +176,7 @@ def test_heavy_ties_equal_sorting(seed: int) -> None:
     """With a handful of distinct scores and missing questions all rows and aggregates equal the reference."""
     benchmark = synthetic({"en": 30, "de": 17, "th": 5, "zh": 1}, questions=40, missing=0.5, seed=seed)
     embeddings = integer_embeddings(benchmark, 2, seed)
-    evaluation = evaluate_embeddings(benchmark, embeddings)
+    evaluation = evaluated(benchmark, embeddings)
     expected = reference_rows(benchmark, embeddings)
     actual = evaluated_rows(evaluation)
     assert actual.keys() == expected.keys()
@@ -214,7 +188,7 @@ def test_trec_eval_equality() -> None:
     """Without ties mAP, R@1 and R@10 of every query in every cell equal trec_eval's to 1e-9."""
     benchmark = synthetic({"en": 60, "de": 45, "th": 30}, questions=50, missing=0.3, seed=2)
     embeddings = normal_embeddings(benchmark, 16, 3)
-    actual = evaluated_rows(evaluate_embeddings(benchmark, embeddings))
+    actual = evaluated_rows(evaluated(benchmark, embeddings))
     compared = 0
     for query_language in benchmark.languages:
         for name, parts in [(code, [code]) for code in benchmark.languages] + [("all", benchmark.languages)]:
@@ -230,7 +204,7 @@ def test_trec_eval_equality() -> None:
 
 
 def trec(
-    benchmark: Benchmark, embeddings: Embeddings, query_language: str, parts: Any
+    benchmark: Parallel, embeddings: Embeddings, query_language: str, parts: Any
 ) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, float]]]:
     """Qrels and run of one cell, for the queries with a relevant candidate in it."""
     qrels: dict[str, dict[str, int]] = {}
@@ -252,16 +226,14 @@ def trec(
     return qrels, run
 
 
-def hand_worked() -> tuple[Benchmark, Embeddings]:
+def hand_worked() -> tuple[Parallel, Embeddings]:
     """Two languages, one-dimensional vectors; q2 exists in English only.
 
     Scores of the candidates, relevant of q1 in brackets, of q2 in braces: en [3] {2} 3 1, de 4 [2].
     """
-    benchmark = Benchmark(
+    benchmark = Parallel(
         name="hand",
-        languages=("en", "de"),
         query_ids={"en": ("q1", "q2"), "de": ("q1",)},
-        queries={"en": ("one?", "two?"), "de": ("eins?",)},
         candidates={"en": ("a", "b", "c", "d"), "de": ("e", "f")},
         relevant={"en": {"q1": 0, "q2": 1}, "de": {"q1": 1}},
     )
@@ -279,40 +251,46 @@ def test_hand_worked_metrics() -> None:
     relevant 2, so ranks 3 and 5. English q2: rank 3 in en; merged 4 3 3 2 {2}: rank 5. German q1 reverses the
     order: rank 4 in en, rank 1 in de; merged 1 2 [2] 3 [3] 4, so ranks 3 and 5.
     """
-    metrics = evaluate_embeddings(*hand_worked(), model="m", seed=7).metrics()
-    data_hash = hand_worked()[0].data_hash[:12]
-    assert metrics == {
-        "benchmark": "hand",
-        "languages": ["en", "de"],
-        "monolingual": {
-            "mAP": pytest.approx(((1 / 2 + 1 / 3) / 2 + 1) / 2, abs=1e-15),
+    metrics = evaluated(*hand_worked(), model="m", seed=7).metrics()
+    data_hash = hand_worked()[0].benchmark.data_hash[:12]
+    log2 = math.log2
+    assert {name: metrics["monolingual"][name] for name in (*ALL_MEASURES, "cells", "queries")} == pytest.approx(
+        {
+            "mAP": ((1 / 2 + 1 / 3) / 2 + 1) / 2,
             "R@1": 0.5,
             "R@10": 1.0,
+            "R@100": 1.0,
+            "nDCG@10": ((1 / log2(3) + 1 / 2) / 2 + 1) / 2,
+            "MRR@10": ((1 / 2 + 1 / 3) / 2 + 1) / 2,
             "cells": 2,
             "queries": 3,
         },
-        "cross_lingual": {
-            "mAP": pytest.approx((1 / 2 + 1 / 4) / 2, abs=1e-15),
-            "R@1": 0.0,
-            "R@10": 1.0,
-            "cells": 2,
-            "queries": 2,
-        },
-        "multilingual": {
-            "mAP": pytest.approx((((1 / 3 + 2 / 5) / 2 + 1 / 5) / 2 + (1 / 3 + 2 / 5) / 2) / 2, abs=1e-15),
-            "R@1": 0.0,
-            "R@10": 1.0,
-            "cells": 2,
-            "queries": 3,
-        },
-        "language_bias": {
-            "rank_distance": 2.0,
-            "rank_distance_by_language": {"en": 2.0, "de": 2.0},
-            "queries": 2,
-        },
-        "pool": {"en": 4, "de": 2},
-        "signature": f"hbt_ray {__version__}|hand|data:{data_hash}|model:m|depth:full|ties:pessimistic|n:3x6|seed:7",
-    }
+        abs=1e-15,
+    )
+    assert metrics["cross_lingual"]["mAP"] == pytest.approx((1 / 2 + 1 / 4) / 2, abs=1e-15)
+    assert metrics["cross_lingual"]["R@1"] == 0.0
+    merged = (((1 / 3 + 2 / 5) / 2 + 1 / 5) / 2 + (1 / 3 + 2 / 5) / 2) / 2
+    assert metrics["multilingual"]["mAP"] == pytest.approx(merged, abs=1e-15)
+    assert metrics["multilingual"]["queries"] == 3
+    bias = metrics["language_bias"]
+    assert bias["rank_distance"] == 2.0
+    assert bias["by_query_language"]["rank_distance"] == {"en": 2.0, "de": 2.0}
+    assert bias["rank_distance_normalised"] == pytest.approx(2 / 5)
+    assert bias["rank_distance_log2"] == pytest.approx(log2(5 / 3))
+    assert bias["max@R"] == 5.0
+    assert bias["lpr"] == 1.0  # English q1 meets English first, German q1 German
+    assert bias["complete@20"] == 1.0
+    assert bias["queries"] == 2
+    assert bias["kendall_w"] is None
+    assert "three candidate languages" in bias["undefined"]["kendall_w"]
+    assert bias["peer"] is None
+    assert bias["mrc"] == -1.0  # German q1 reverses the order that English q1 gives
+    assert bias["language_share@10"]["en"] == pytest.approx({"en": 4 / 6, "de": 2 / 6})
+    assert metrics["pool"] == {"en": 4, "de": 2}
+    assert metrics["queries_without_relevant"] == {}
+    assert metrics["signature"] == (
+        f"hbt_ray {__version__}|hand|data:{data_hash}|model:m|depth:full|ties:pessimistic|n:3x6|seed:7"
+    )
 
 
 def test_constant_scorer_gets_the_worst_result() -> None:
@@ -322,7 +300,7 @@ def test_constant_scorer_gets_the_worst_result() -> None:
         queries={code: np.ones((6, 3), dtype=np.float32) for code in benchmark.languages},
         candidates={"en": np.ones((20, 3), np.float32), "de": np.ones((30, 3), np.float32)},
     )
-    metrics = evaluate_embeddings(benchmark, embeddings).metrics()
+    metrics = evaluated(benchmark, embeddings).metrics()
     assert metrics["monolingual"]["mAP"] == pytest.approx((1 / 20 + 1 / 30) / 2, rel=1e-12)
     assert metrics["multilingual"]["mAP"] == pytest.approx((1 / 49 + 2 / 50) / 2, rel=1e-12)
     assert [metrics[s]["R@10"] for s in ("monolingual", "cross_lingual", "multilingual")] == [0.0, 0.0, 0.0]
@@ -335,7 +313,7 @@ def test_perfect_scorer_reaches_the_ceiling() -> None:
     one_to_one = {f"q{i}": i for i in range(8)}
     benchmark = replace(benchmark, relevant={"en": one_to_one, "de": one_to_one})
     both = {"en": identity, "de": identity}
-    metrics = evaluate_embeddings(benchmark, Embeddings(both, both)).metrics()
+    metrics = evaluated(benchmark, Embeddings(both, both)).metrics()
     assert [metrics[s]["mAP"] for s in ("monolingual", "cross_lingual", "multilingual")] == [1.0, 1.0, 1.0]
     assert metrics["multilingual"]["R@1"] == 0.5
     assert metrics["language_bias"]["rank_distance"] == 1.0
@@ -344,45 +322,45 @@ def test_perfect_scorer_reaches_the_ceiling() -> None:
 def test_one_language_has_no_cross_lingual_result() -> None:
     """With one language cross-lingual values and rank distance are None and the other settings stand."""
     benchmark = synthetic({"en": 9}, questions=4, missing=0.0, seed=1)
-    metrics = evaluate_embeddings(benchmark, integer_embeddings(benchmark, 3, 1)).metrics()
-    assert metrics["cross_lingual"] == {"mAP": None, "R@1": None, "R@10": None, "cells": 0, "queries": 0}
-    assert metrics["language_bias"] == {
-        "rank_distance": None,
-        "rank_distance_by_language": {"en": None},
-        "queries": 0,
-    }
+    metrics = evaluated(benchmark, integer_embeddings(benchmark, 3, 1)).metrics()
+    nothing = dict.fromkeys(ALL_MEASURES)
+    assert metrics["cross_lingual"] == {**nothing, "cells": 0, "queries": 0, "intervals": {}}
+    bias = metrics["language_bias"]
+    assert [bias[name] for name in QUERY_BIAS] == [None] * len(QUERY_BIAS)
+    assert bias["undefined"].keys() >= set(QUERY_BIAS)
+    assert bias["by_query_language"]["rank_distance"] == {"en": None}
     assert metrics["monolingual"]["mAP"] == metrics["multilingual"]["mAP"] is not None
 
 
-def test_cells_without_queries_are_left_out_and_named() -> None:
-    """Two languages that share no question have no cell, and the evaluation says which are missing."""
+def test_cells_without_queries_are_left_out() -> None:
+    """Two languages that share no question have no cell."""
     benchmark, embeddings = hand_worked()
     benchmark = replace(
         benchmark,
         query_ids={"en": ("q1", "q2"), "de": ("q3",)},
         relevant={"en": {"q1": 0, "q2": 1}, "de": {"q3": 1}},
     )
-    evaluation = evaluate_embeddings(benchmark, embeddings)
+    evaluation = evaluated(benchmark, embeddings)
     assert [cell[:3] for cell in evaluation.cells] == [
         ("en", "en", 2),
         ("en", "all", 2),
         ("de", "de", 1),
         ("de", "all", 1),
     ]
-    assert evaluation.empty_cells == [("en", "de"), ("de", "en")]
     assert evaluation.metrics()["cross_lingual"]["cells"] == 0
 
 
 def test_written_results(tmp_path: Path) -> None:
     """The three files hold the evaluation: metrics as JSON, one CSV line per cell, one Parquet row per result."""
-    evaluation = evaluate_embeddings(*hand_worked())
-    write_results(evaluation, tmp_path / "new" / "folder")
+    evaluation = evaluated(*hand_worked())
     out = tmp_path / "new" / "folder"
+    write_results(evaluation, evaluation.metrics(), out)
     assert json.loads((out / "metrics.json").read_text(encoding="utf-8")) == evaluation.metrics()
+    assert json.loads((out / "examples.json").read_text(encoding="utf-8")) == evaluation.examples
     with (out / "cells.csv").open(encoding="utf-8", newline="") as file:
         lines = list(csv.reader(file))
-    assert lines[0] == ["query_language", "candidate_language", "queries", "mAP", "R@1", "R@10"]
-    assert lines[1] == ["en", "en", "2", str((1 / 2 + 1 / 3) / 2), "0.0", "1.0"]
+    assert lines[0] == ["query_language", "candidate_language", "queries", *ALL_MEASURES]
+    assert lines[1][:6] == ["en", "en", "2", str((1 / 2 + 1 / 3) / 2), "0.0", "1.0"]
     assert [line[:2] for line in lines[1:]] == [
         [query_language, candidate_language]
         for query_language in ("en", "de")
@@ -394,13 +372,13 @@ def test_written_results(tmp_path: Path) -> None:
 def test_per_query_rows_average_to_the_cells() -> None:
     """A cell's measures are the means of its per-query rows, so significance tests see what reports show."""
     benchmark = synthetic({"en": 30, "de": 17, "th": 5}, questions=40, missing=0.4, seed=8)
-    evaluation = evaluate_embeddings(benchmark, integer_embeddings(benchmark, 4, 8))
+    evaluation = evaluated(benchmark, integer_embeddings(benchmark, 4, 8))
     rows = evaluated_rows(evaluation)
     for cell in evaluation.cells:
         values = [row.values for key, row in rows.items() if (key[0], key[2]) == cell[:2]]
         assert len(values) == cell.queries
         means = dict(zip(MEASURES, np.mean(values, axis=0), strict=True))
-        assert cell.measures == pytest.approx(means, abs=1e-12)
+        assert {name: cell.measures[name] for name in MEASURES} == pytest.approx(means, abs=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -411,12 +389,12 @@ def test_embeddings_at_rest(tmp_path: Path, dtype: Any) -> None:
         *({code: v.astype(dtype) for code, v in part.items()} for part in vars(embeddings).values())
     )
     save_embeddings(tmp_path / "embeddings", embeddings)
-    loaded = load_embeddings(tmp_path / "embeddings", benchmark)
+    loaded = load_embeddings(tmp_path / "embeddings", collection_of(benchmark))
     for code in benchmark.languages:
         assert loaded.queries[code].dtype == dtype
         np.testing.assert_array_equal(loaded.queries[code], embeddings.queries[code])
         np.testing.assert_array_equal(loaded.candidates[code], embeddings.candidates[code])
-    assert evaluate_embeddings(benchmark, loaded).metrics() == evaluate_embeddings(benchmark, embeddings).metrics()
+    assert evaluated(benchmark, loaded).metrics() == evaluated(benchmark, embeddings).metrics()
 
 
 @pytest.mark.parametrize(
@@ -438,21 +416,21 @@ def test_bad_embeddings_are_refused(values: NDArray[Any], message: str) -> None:
     benchmark, embeddings = hand_worked()
     embeddings = replace(embeddings, candidates={**embeddings.candidates, "de": values})
     with pytest.raises(EmbeddingError, match=message):
-        evaluate_embeddings(benchmark, embeddings)
+        evaluated(benchmark, embeddings)
 
 
 def test_largest_finite_float32_is_accepted() -> None:
     """Every finite float32 value is fine: its products stay finite in float64."""
     benchmark, embeddings = hand_worked()
     largest = np.array([[np.finfo(np.float32).max], [1.0]], dtype=np.float32)
-    check_embeddings(replace(embeddings, candidates={**embeddings.candidates, "de": largest}), benchmark)
+    check_embeddings(replace(embeddings, candidates={**embeddings.candidates, "de": largest}), collection_of(benchmark))
 
 
 def test_embeddings_without_a_language_are_refused() -> None:
     """A language that the embeddings lack is named."""
     benchmark, embeddings = hand_worked()
     with pytest.raises(EmbeddingError, match=r"queries\.de: got nothing"):
-        evaluate_embeddings(benchmark, replace(embeddings, queries={"en": embeddings.queries["en"]}))
+        evaluated(benchmark, replace(embeddings, queries={"en": embeddings.queries["en"]}))
 
 
 def test_missing_embedding_file(tmp_path: Path) -> None:
@@ -461,7 +439,7 @@ def test_missing_embedding_file(tmp_path: Path) -> None:
     save_embeddings(tmp_path, embeddings)
     (tmp_path / "queries.de.npy").unlink()
     with pytest.raises(EmbeddingError, match=r"queries\.de\.npy: got no such file"):
-        load_embeddings(tmp_path, benchmark)
+        load_embeddings(tmp_path, collection_of(benchmark))
 
 
 def test_embedding_file_with_the_wrong_shape(tmp_path: Path) -> None:
@@ -469,7 +447,7 @@ def test_embedding_file_with_the_wrong_shape(tmp_path: Path) -> None:
     benchmark, embeddings = hand_worked()
     save_embeddings(tmp_path, replace(embeddings, queries={**embeddings.queries, "en": np.ones((1, 1))}))
     with pytest.raises(EmbeddingError, match=rf"{tmp_path}.*queries\.en.*\(1, 1\).*\(2, 1\)"):
-        load_embeddings(tmp_path, benchmark)
+        load_embeddings(tmp_path, collection_of(benchmark))
 
 
 @pytest.mark.parametrize("content", ["pickle", "text", "empty"])
@@ -483,14 +461,14 @@ def test_file_that_is_no_array(tmp_path: Path, content: str) -> None:
     else:
         path.write_text("not numpy" if content == "text" else "")
     with pytest.raises(EmbeddingError, match=r"candidates\.en\.npy"):
-        load_embeddings(tmp_path, benchmark)
+        load_embeddings(tmp_path, collection_of(benchmark))
 
 
 def test_ray_must_be_initialised(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without an initialised Ray the evaluation says so rather than start a cluster of its own."""
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     with pytest.raises(ResourceError, match=r"ray\.init"):
-        evaluate_on_ray(*hand_worked(), actors=1)
+        ray_ranker(actors=1)
 
 
 @pytest.mark.ray
@@ -503,14 +481,14 @@ def test_ray_gives_identical_results(monkeypatch: pytest.MonkeyPatch) -> None:
     embeddings = normal_embeddings(benchmark, 48, 4)
     ray.init(address="local", num_cpus=2, include_dashboard=False)
     try:
-        on_ray = evaluate_on_ray(benchmark, embeddings, actors=2, model="m", seed=1)
+        on_ray = evaluated(benchmark, embeddings, ray_ranker(2), model="m", seed=1)
         with pytest.raises(ResourceError, match="at most 2"):
-            evaluate_on_ray(benchmark, embeddings, actors=3)
+            ray_ranker(actors=3)
         with pytest.raises(ConfigError, match="at least 1"):
-            evaluate_on_ray(benchmark, embeddings, actors=0)
+            ray_ranker(actors=0)
     finally:
         ray.shutdown()
-    here = evaluate_embeddings(benchmark, embeddings, model="m", seed=1)
+    here = evaluated(benchmark, embeddings, model="m", seed=1)
     assert on_ray.metrics() == here.metrics()
     assert on_ray.cells == here.cells
     assert on_ray.per_query.equals(here.per_query)

@@ -1,200 +1,318 @@
+"""Ranks against an exact sort of scores computed in rational arithmetic or in float64, whatever the path."""
+
 from __future__ import annotations
+
+from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from hbt_ray.evaluation.bias import language_bias, rank_distance
-from hbt_ray.evaluation.metrics import average_precision, cell_measures, macro_average, query_measures, recall
+from hbt_ray.evaluation import ranking
 from hbt_ray.evaluation.ranking import (
     BLOCK_QUERIES,
+    FloatArray,
+    IntArray,
+    Ranks,
+    Relevant,
     candidate_pool,
-    count_outranking,
+    join_ranks,
     query_blocks,
-    rank_block,
     rank_queries,
-    score_pool,
+    top_candidates,
 )
 
-# Hand-worked: one-dimensional vectors, so that scores are the candidates' own numbers for the query 1.
-# language a: 5 3 3 1, relevant is the second 3      language b: 9 3 0, relevant is the 3
-HAND_CANDIDATES = [np.array([[5.0], [3.0], [3.0], [1.0]]), np.array([[9.0], [3.0], [0.0]])]
-HAND_RELEVANT = np.array([[2, 1]])
+Retrieval = tuple[FloatArray, list[FloatArray], Relevant]
 
 
-def sorted_ranks(scores: list[NDArray[np.float64]], relevant: NDArray[np.int64]) -> tuple[list[int], list[int]]:
-    """Cell and pool ranks of one query by sorting (-score, relevant after non-relevant); 0 where absent."""
-    entries = [
-        (-score, index == relevant[language], language)
-        for language, values in enumerate(scores)
-        for index, score in enumerate(values)
-    ]
-    cell, pool = [0] * len(scores), [0] * len(scores)
-    for language in range(len(scores)):
-        for rank, entry in enumerate(sorted(e for e in entries if e[2] == language), start=1):
-            if entry[1]:
-                cell[language] = rank
-    for rank, entry in enumerate(sorted(entries), start=1):
-        if entry[1]:
-            pool[entry[2]] = rank
-    return cell, pool
+def relevant_of(rows: list[list[int]]) -> Relevant:
+    """Relevance from the pool columns of each query."""
+    columns = [sorted(row) for row in rows]
+    offsets = np.cumsum([0, *map(len, columns)], dtype=np.int64)
+    return Relevant(offsets, np.array([column for row in columns for column in row], dtype=np.int64))
+
+
+def float64_scores(queries: FloatArray, candidates: list[FloatArray]) -> NDArray[np.float64]:
+    """Inner products [Q, N], each summed alone, so that equal vectors score equal."""
+    pool = np.concatenate(candidates).astype(np.float64)
+    return np.array([[(q * x).sum() for x in pool] for q in queries.astype(np.float64)])
+
+
+def sorted_ranks(scores: NDArray[np.float64], sizes: list[int], relevant: Relevant) -> Ranks:
+    """The ranks by sorting (-score, relevant after non-relevant, column)."""
+    language = np.repeat(np.arange(len(sizes)), sizes)
+    cell, pool, top = [], [], []
+    for row, values in enumerate(scores):
+        wanted = set(relevant.columns[relevant.offsets[row] : relevant.offsets[row + 1]].tolist())
+        order = sorted(range(len(values)), key=lambda n: (-values[n], n in wanted, n))
+        top.append(order[: ranking.TOP])
+        for column in sorted(wanted):
+            pool.append(order.index(column) + 1)
+            cell.append([n for n in order if language[n] == language[column]].index(column) + 1)
+    return Ranks(np.array(cell, dtype=np.int64), np.array(pool, dtype=np.int64), np.array(top, dtype=np.int64))
+
+
+def assert_equal(ranks: Ranks, expected: Ranks) -> None:
+    for name in Ranks._fields:
+        np.testing.assert_array_equal(getattr(ranks, name), getattr(expected, name), err_msg=name)
+
+
+def assert_ranks_by_sort(retrieval: Retrieval, threads: int = 1) -> None:
+    queries, candidates, relevant = retrieval
+    expected = sorted_ranks(float64_scores(queries, candidates), [len(part) for part in candidates], relevant)
+    assert_equal(rank_queries(queries, candidate_pool(candidates), relevant, threads=threads), expected)
 
 
 @st.composite
-def tied_retrieval(
-    draw: st.DrawFn,
-) -> tuple[NDArray[np.float64], list[NDArray[np.float64]], NDArray[np.int64]]:
-    """Queries, candidates and relevance with few distinct scores and relevant candidates that may be absent."""
-    dim = draw(st.integers(1, 2))
-    value = st.integers(-1, 1).map(float)
+def retrievals(draw: st.DrawFn, numbers: st.SearchStrategy[float], dtype: str) -> Retrieval:
+    """Queries, pools down to one candidate, and any number of relevant candidates, with vectors of `numbers`."""
+    dim = draw(st.integers(1, 3))
+    sizes = draw(st.lists(st.integers(1, 9), min_size=1, max_size=4))
 
-    def vectors(rows: int) -> NDArray[np.float64]:
-        return np.array(draw(st.lists(value, min_size=rows * dim, max_size=rows * dim))).reshape(rows, dim)
+    def vectors(rows: int) -> FloatArray:
+        return draw(arrays(dtype, (rows, dim), elements=numbers))
 
-    sizes = draw(st.lists(st.integers(1, 7), min_size=1, max_size=4))
     queries = vectors(draw(st.integers(1, 5)))
-    relevant = np.array([[draw(st.integers(-1, size - 1)) for size in sizes] for _ in queries], dtype=np.int64)
-    return queries, [vectors(size) for size in sizes], relevant
+    column = st.integers(0, sum(sizes) - 1)
+    rows = [draw(st.lists(column, unique=True, max_size=6)) for _ in queries]
+    return queries, [vectors(size) for size in sizes], relevant_of(rows)
 
 
-@given(tied_retrieval())
-def test_ranks_equal_a_sort(
-    retrieval: tuple[NDArray[np.float64], list[NDArray[np.float64]], NDArray[np.int64]],
-) -> None:
-    """Counting gives the ranks of a full sort in which ties put non-relevant candidates first."""
+TIES = st.sampled_from([-1.0, -0.0, 0.0, 1.0, 2.0])
+HARSH = st.sampled_from([-1.0, -0.0, 0.0, 1.0, 1.0 + 2**-23, 1.0 - 2**-24, 0.1, 1 / 3, -1e-30, 1e-38, 1e30])
+HARSHER = st.sampled_from([-1.0, 0.0, 1.0, 1.0 + 2**-52, 1 + 2**-30, 1e150, -1e150, 1e-150, 5e-324, 1e-310])
+
+
+@settings(deadline=None, max_examples=60)
+@given(retrievals(TIES, "float32") | retrievals(TIES, "float64"), st.integers(1, 3))
+def test_ranks_equal_a_sort_despite_ties(retrieval: Retrieval, threads: int) -> None:
+    """Counting gives the ranks and the top of a full sort in which ties put non-relevant candidates first."""
+    assert_ranks_by_sort(retrieval, threads)
+
+
+@settings(deadline=None, max_examples=60)
+@given(retrievals(HARSH, "float32") | retrievals(HARSHER, "float64"))
+def test_ranks_equal_a_sort_despite_rounding_overflow_and_underflow(retrieval: Retrieval) -> None:
+    """Numbers of any magnitude and vectors that differ in their last bit are ranked by their float64 scores."""
+    assert_ranks_by_sort(retrieval)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    retrievals(st.sampled_from([-1.0, 1.0, 127.0, -128.0, 3.0, 2.0**23, 2.0**24 - 1]), "float32")
+    | retrievals(st.sampled_from([0.0, 1.0, 2.0**40, 2.0**52 - 1, -(2.0**30)]), "float64")
+)
+def test_integer_vectors_are_ranked_by_their_exact_sums(retrieval: Retrieval) -> None:
+    """Binary and int8 embeddings, and integers so large that their products are rounded after all."""
+    assert_ranks_by_sort(retrieval)
+
+
+@pytest.mark.parametrize("dim", [1, 7, 384, 1000])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_near_ties_below_float32_rounding_are_decided_in_float64(dim: int, dtype: str) -> None:
+    """Candidates that are the relevant one but for a last bit tie in a float32 product, and rank by float64 scores."""
+    rng = np.random.default_rng(dim)
+    base = rng.standard_normal(dim).astype(dtype)
+    candidates = [np.repeat(base[None], size, axis=0) for size in (60, 40)]
+    for part in candidates:
+        for row in range(1, len(part)):
+            place = rng.integers(dim)
+            part[row, place] = np.nextafter(part[row, place], dtype_infinity(rng, dtype))
+    queries = (base + 0.01 * rng.standard_normal((6, dim))).astype(dtype)
+    rows = [sorted(rng.choice(100, 5, replace=False).tolist()) for _ in queries]
+    float32_scores = queries.astype(np.float32) @ np.concatenate(candidates).astype(np.float32).T
+    if dim > 1:
+        assert len(np.unique(float32_scores[0])) < 60, "not near enough to test anything"
+    assert_ranks_by_sort((queries, candidates, relevant_of(rows)))
+
+
+def dtype_infinity(rng: np.random.Generator, dtype: str) -> np.floating:
+    return np.dtype(dtype).type(rng.choice([-np.inf, np.inf]))
+
+
+def test_scores_are_right_in_rational_arithmetic() -> None:
+    """Ranks agree with exact inner products wherever those differ by more than float64 can blur."""
+    rng = np.random.default_rng(5)
+    queries = rng.standard_normal((3, 24)).astype(np.float32)
+    pool = (rng.standard_normal((1, 24)) + 1e-6 * rng.standard_normal((50, 24))).astype(np.float32)
+    relevant = relevant_of([[0], [7], [9]])
+    exact = np.array([[sum(Fraction(float(a)) * Fraction(float(b)) for a, b in zip(q, x, strict=True)) for x in pool]
+                      for q in queries])  # fmt: skip
+    expected = [1 + sum(exact[i, n] >= exact[i, c] for n in range(50) if n != c) for i, c in enumerate([0, 7, 9])]
+    assert rank_queries(queries, candidate_pool([pool]), relevant).pool.tolist() == expected
+
+
+def big_retrieval(levels: int | None, queries: int = 2 * BLOCK_QUERIES + 3, dim: int = 12) -> Retrieval:
+    """Three languages, several blocks and strips; vectors of a few whole numbers, so with many ties, or of normals."""
+    rng = np.random.default_rng(11)
+
+    def vectors(rows: int) -> FloatArray:
+        values = rng.integers(-levels, levels + 1, (rows, dim)) if levels else rng.standard_normal((rows, dim))
+        return values.astype(np.float32)
+
+    sizes = [150, 1, 349]
+    rows = [sorted(rng.choice(500, rng.integers(0, 6), replace=False).tolist()) for _ in range(queries)]
+    return vectors(queries), [vectors(size) for size in sizes], relevant_of(rows)
+
+
+def ranks_by_float64_product(retrieval: Retrieval) -> Ranks:
+    """By sort, with scores of one product: exact for small whole numbers and without near ties for normals."""
     queries, candidates, relevant = retrieval
-    ranks = rank_queries(queries, candidate_pool(candidates), relevant)
-    for row, query in enumerate(queries):
-        cell, pool = sorted_ranks([part @ query for part in candidates], relevant[row])
-        assert ranks.cell[row].tolist() == cell
-        assert ranks.pool[row].tolist() == pool
+    scores = queries.astype(np.float64) @ np.concatenate(candidates).astype(np.float64).T
+    return sorted_ranks(scores, [len(part) for part in candidates], relevant)
+
+
+@pytest.mark.parametrize("levels", [1, 3, None])
+def test_many_blocks(levels: int | None) -> None:
+    """Ranks of several blocks equal a sort, with float64 vectors as with float32 and with any number of threads."""
+    queries, candidates, relevant = big_retrieval(levels)
+    expected = ranks_by_float64_product((queries, candidates, relevant))
+    pool = candidate_pool(candidates)
+    for threads in (1, 2, 5):
+        assert_equal(rank_queries(queries, pool, relevant, threads=threads), expected)
+    double = candidate_pool([part.astype(np.float64) for part in candidates])
+    assert_equal(rank_queries(queries.astype(np.float64), double, relevant), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("BLOCK_QUERIES", 7),
+        ("STRIP_ROWS", 5),
+        ("TILE_COLUMNS", 64),
+        ("CHUNK_NUMBERS", 30),
+        ("UNDECIDED_SHARE", -1.0),  # always in float64
+        ("UNDECIDED_SHARE", 2.0),  # never
+    ],
+)
+@pytest.mark.parametrize("levels", [1, None])
+def test_sizes_of_pieces_change_nothing(
+    name: str, value: float, levels: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks, strips, tiles across languages, chunks, and float32 or float64: the ranks are the same."""
+    retrieval = big_retrieval(levels, queries=30)
+    expected = ranks_by_float64_product(retrieval)
+    monkeypatch.setattr(ranking, name, value)
+    queries, candidates, relevant = retrieval
+    assert_equal(rank_queries(queries, candidate_pool(candidates), relevant, threads=2), expected)
+
+
+def test_blocks_ranked_elsewhere_join() -> None:
+    """Blocks of `query_blocks` ranked one by one and joined give the ranks of all at once."""
+    queries, candidates, relevant = big_retrieval(2)
+    pool = candidate_pool(candidates)
+    parts = []
+    for block in query_blocks(len(queries)):
+        offsets = relevant.offsets[block.start : block.stop + 1]
+        of_block = Relevant(offsets - offsets[0], relevant.columns[offsets[0] : offsets[-1]])
+        parts.append(rank_queries(queries[block], pool, of_block, threads=1))
+    assert_equal(join_ranks(parts), rank_queries(queries, pool, relevant))
 
 
 def test_hand_worked_ranks() -> None:
     """In the merged order 9 5 3 (3 3) 1 0 the two tied relevant candidates come last among the threes."""
-    ranks = rank_block(np.array([[1.0]]), candidate_pool(HAND_CANDIDATES), HAND_RELEVANT)
-    assert ranks.cell.tolist() == [[3, 2]]
-    assert ranks.pool.tolist() == [[4, 5]]
-
-
-def test_hand_worked_counts() -> None:
-    """Outranking counts tell per language how many non-relevant candidates are at least as good."""
-    pool = candidate_pool(HAND_CANDIDATES)
-    scores = score_pool(np.array([[1.0]]), pool)
-    counts = count_outranking(scores, pool, np.array([[3.0, 3.0]]), np.array([[True, True]]))
-    assert counts.tolist() == [[[2, 1], [2, 1]]]
-
-
-def test_absent_relevant_candidate_has_rank_zero() -> None:
-    """A language without the question gets rank 0, and all its candidates count as non-relevant."""
-    ranks = rank_block(np.array([[1.0]]), candidate_pool(HAND_CANDIDATES), np.array([[2, -1]]))
-    assert ranks.cell.tolist() == [[3, 0]]
-    assert ranks.pool.tolist() == [[5, 0]]
+    candidates = [np.array([[5.0], [3.0], [3.0], [1.0]]), np.array([[9.0], [3.0], [0.0]])]
+    ranks = rank_queries(np.array([[1.0]]), candidate_pool(candidates), relevant_of([[2, 5]]))
+    assert ranks.cell.tolist() == [3, 2]
+    assert ranks.pool.tolist() == [4, 5]
+    assert ranks.top.tolist() == [[4, 0, 1, 2, 5, 3, 6]]
 
 
 def test_constant_scorer_gets_the_worst_ranks() -> None:
     """If all scores are equal the relevant candidates take the last ranks, in every cell and in the pool."""
-    candidates = [np.ones((4, 3)), np.ones((6, 3))]
-    relevant = np.array([[0, 0], [3, -1]])
-    ranks = rank_block(np.ones((2, 3)), candidate_pool(candidates), relevant)
-    assert ranks.cell.tolist() == [[4, 6], [4, 0]]
-    assert ranks.pool.tolist() == [[9, 10], [10, 0]]
+    candidates = [np.ones((400, 3), dtype=np.float32), np.ones((600, 3), dtype=np.float32)]
+    ranks = rank_queries(np.ones((70, 3), dtype=np.float32), candidate_pool(candidates), relevant_of([[0, 400]] * 70))
+    assert ranks.cell.tolist() == [400, 600] * 70
+    assert ranks.pool.tolist() == [999, 1000] * 70
+    assert ranks.top[0].tolist() == list(range(1, 11))
 
 
-def test_equal_candidates_score_bitwise_equal() -> None:
-    """Copies of a candidate get its very score wherever they stand, so a copy always outranks the relevant one."""
+def test_collapsed_encoder_is_still_exact() -> None:
+    """Vectors that all but coincide, as of an encoder gone wrong, are ranked by what little tells them apart."""
+    rng = np.random.default_rng(2)
+    base = rng.standard_normal(64)
+    candidates = [(base + 1e-7 * rng.standard_normal((300, 64))).astype(np.float32) for _ in range(2)]
+    queries = (base + 1e-7 * rng.standard_normal((9, 64))).astype(np.float32)
+    assert_ranks_by_sort((queries, candidates, relevant_of([[i, 300 + i] for i in range(9)])))
+
+
+def test_copies_of_a_candidate_score_bitwise_equal() -> None:
+    """A copy of the relevant candidate outranks it wherever it stands, for a -0.0 counts as a 0.0."""
     rng = np.random.default_rng(7)
-    vector = rng.standard_normal(384)
-    part = rng.standard_normal((1003, 384))
-    part[::17] = vector
-    pool = candidate_pool([part, part[::-1]])
-    scores = score_pool(rng.standard_normal((129, 384)), pool)
-    copies = [*range(0, 1003, 17), *range(1003 + 1002, 1002, -17)]
-    assert (scores[:, copies] == scores[:, :1]).all()
-
-
-def test_signed_zeros_are_equal() -> None:
-    """A candidate that differs from another only in the sign of a zero is its copy, with the same score."""
-    pool = candidate_pool([np.array([[1.0, 0.0], [2.0, 0.0]]), np.array([[2.0, -0.0]])])
-    assert (pool.copies.tolist(), pool.originals.tolist()) == ([2], [1])
-
-
-def test_blocks_cover_every_query_once() -> None:
-    """Blocks are consecutive, bounded, and give the ranks of the queries taken one by one."""
-    rng = np.random.default_rng(3)
-    queries = rng.integers(-2, 3, (BLOCK_QUERIES + 3, 4)).astype(np.float32)
-    candidates = [rng.integers(-2, 3, (size, 4)).astype(np.float32) for size in (9, 5)]
-    relevant = np.stack([rng.integers(-1, size, len(queries)) for size in (9, 5)], axis=1)
-    pool = candidate_pool(candidates)
-    ranks = rank_queries(queries, pool, relevant)
-    for row in range(len(queries)):
-        alone = rank_block(queries[row : row + 1], pool, relevant[row : row + 1])
-        assert (ranks.cell[row] == alone.cell[0]).all()
-        assert (ranks.pool[row] == alone.pool[0]).all()
-    sizes = [block.stop - block.start for block in query_blocks(len(queries))]
-    assert sizes == [BLOCK_QUERIES, 3]
+    part = rng.standard_normal((1003, 384)).astype(np.float32)
+    part[:, 0] = 0.0
+    part[::17] = part[0]
+    part[::34, 0] = -0.0
+    copies = len(part[::17])
+    queries = rng.standard_normal((40, 384)).astype(np.float32)
+    ranks = rank_queries(queries, candidate_pool([part, part[::-1]]), relevant_of([[0]] * 40))
+    better = queries.astype(np.float64) @ part.T.astype(np.float64) > queries.astype(np.float64) @ part[:1].T
+    better[:, ::17] = False
+    np.testing.assert_array_equal(ranks.cell, better.sum(axis=1) + copies)
+    np.testing.assert_array_equal(ranks.pool, 2 * better.sum(axis=1) + 2 * copies)
 
 
 def test_scores_are_inner_products_as_given() -> None:
     """Vectors are not normalised: a longer candidate in the same direction ranks higher."""
     pool = candidate_pool([np.array([[1.0, 0.0], [2.0, 0.0]], dtype=np.float32)])
-    assert rank_block(np.array([[0.5, 9.0]], dtype=np.float32), pool, np.array([[0]])).cell.tolist() == [[2]]
+    query = np.array([[0.5, 9.0]], dtype=np.float32)
+    assert rank_queries(query, pool, relevant_of([[0]])).cell.tolist() == [2]
 
 
-def test_hand_worked_measures() -> None:
-    """AP divides by all relevant candidates, R@k is the share of them in the first k."""
-    ranks = np.array([[4, 1, 0], [20, 10, 5], [1, 2, 3]])
-    np.testing.assert_allclose(
-        average_precision(ranks), [(1 + 2 / 4) / 2, (1 / 5 + 2 / 10 + 3 / 20) / 3, 1.0], rtol=1e-15
-    )
-    np.testing.assert_allclose(recall(ranks, 1), [1 / 2, 0, 1 / 3], rtol=1e-15)
-    np.testing.assert_allclose(recall(ranks, 10), [1, 2 / 3, 1], rtol=1e-15)
+def test_queries_without_relevant_candidates() -> None:
+    """No relevant candidate, no rank; the top is still there. No query at all is no block."""
+    pool = candidate_pool([np.array([[1.0], [2.0]])])
+    ranks = rank_queries(np.array([[1.0], [-1.0]]), pool, relevant_of([[], []]))
+    assert (ranks.cell.size, ranks.pool.size, ranks.top.tolist()) == (0, 0, [[1, 0], [0, 1]])
+    empty = rank_queries(np.empty((0, 1)), pool, relevant_of([]))
+    assert (empty.cell.shape, empty.top.shape) == ((0,), (0, 2))
 
 
-def test_measures_of_a_query_without_relevant_candidates_are_undefined() -> None:
-    """A query without relevant candidates gets NaN, not a zero that would enter a mean unseen."""
-    assert all(np.isnan(values).all() for values in query_measures(np.array([[0, 0]])).values())
+@settings(deadline=None, max_examples=60)
+@given(retrievals(TIES, "float32") | retrievals(HARSH, "float32"), st.data())
+def test_top_candidates_equal_a_sort(retrieval: Retrieval, data: st.DataObject) -> None:
+    """The best k of any depth, with their float64 scores, in the order in which they are ranked."""
+    queries, candidates, relevant = retrieval
+    pool = candidate_pool(candidates)
+    k = data.draw(st.integers(1, len(pool.vectors)))
+    columns, scores = top_candidates(queries, pool, relevant, k)
+    expected = float64_scores(queries, candidates)
+    for row, values in enumerate(expected):
+        wanted = relevant.columns[relevant.offsets[row] : relevant.offsets[row + 1]]
+        order = np.lexsort((np.arange(len(values)), np.isin(np.arange(len(values)), wanted), -values))[:k]
+        np.testing.assert_array_equal(columns[row], order)
+        np.testing.assert_array_equal(scores[row], values[order])
 
 
-def test_one_relevant_candidate_makes_ap_the_reciprocal_rank() -> None:
-    """In a cell with one relevant candidate AP is 1/rank and R@k is 0 or 1."""
-    measures = query_measures(np.array([[1], [4], [11]]))
-    assert measures["mAP"].tolist() == [1.0, 1 / 4, 1 / 11]
-    assert measures["R@1"].tolist() == [1.0, 0.0, 0.0]
-    assert measures["R@10"].tolist() == [1.0, 1.0, 0.0]
+@pytest.mark.parametrize("k", [1, 10, 200, 500])
+def test_top_candidates_of_a_larger_pool(k: int) -> None:
+    """The bound that preselects leaves out none of the best k, and ranks agree with places."""
+    queries, candidates, relevant = big_retrieval(2, queries=70)
+    pool = candidate_pool(candidates)
+    ranks = rank_queries(queries, pool, relevant)
+    columns, scores = top_candidates(queries, pool, relevant, k)
+    assert (np.diff(scores, axis=1) <= 0).all()
+    np.testing.assert_array_equal(columns[:, :10], ranks.top[:, :k])
+    rows = np.repeat(np.arange(70), np.diff(relevant.offsets))
+    for row, column, rank in zip(rows, relevant.columns, ranks.pool, strict=True):
+        assert (rank <= k and columns[row, rank - 1] == column) or (rank > k and column not in columns[row])
 
 
-def test_macro_average_counts_cells_not_queries() -> None:
-    """A setting is the mean of its cells whatever their size, and None without a cell."""
-    large = cell_measures(query_measures(np.full((30, 1), 1)))
-    small = cell_measures(query_measures(np.array([[2]])))
-    assert macro_average([large, small]) == {"mAP": 0.75, "R@1": 0.5, "R@10": 1.0}
-    assert macro_average([]) == {"mAP": None, "R@1": None, "R@10": None}
+def test_int64_everywhere() -> None:
+    """Ranks, columns and scores have the stated types."""
+    queries, candidates, relevant = big_retrieval(2, queries=3)
+    ranks = rank_queries(queries, candidate_pool(candidates), relevant)
+    columns, scores = top_candidates(queries, candidate_pool(candidates), relevant, 4)
+    arrays_of: list[IntArray] = [*ranks, columns]
+    assert all(array.dtype == np.int64 for array in arrays_of)
+    assert scores.dtype == np.float64
 
 
-def test_rank_distance() -> None:
-    """Rank distance is the largest minus the smallest rank, and undefined below two relevant passages."""
-    distances = rank_distance(np.array([[4, 1, 9], [7, 0, 2], [0, 5, 0]]))
-    np.testing.assert_array_equal(distances, [8.0, 5.0, np.nan])
-
-
-def test_language_bias_averages_queries_then_languages() -> None:
-    """Languages weigh the same whatever their number of queries; those without a distance are left out."""
-    bias = language_bias({"en": np.array([2.0, 4.0, np.nan]), "de": np.array([9.0]), "th": np.array([np.nan])})
-    assert bias.rank_distance == 6.0
-    assert bias.rank_distance_by_language == {"en": 3.0, "de": 9.0, "th": None}
-    assert bias.queries == 3
-
-
-def test_language_bias_without_any_distance() -> None:
-    """With one language there is nothing to compare: the distance is None, not zero."""
-    assert language_bias({"en": np.array([np.nan, np.nan])}).rank_distance is None
-
-
-@pytest.mark.parametrize("queries", [1, BLOCK_QUERIES - 1, BLOCK_QUERIES, 2 * BLOCK_QUERIES])
-def test_block_bounds(queries: int) -> None:
+@pytest.mark.parametrize("queries", [0, 1, BLOCK_QUERIES - 1, BLOCK_QUERIES, 2 * BLOCK_QUERIES + 1])
+def test_query_blocks_cover_every_query_once(queries: int) -> None:
     """No block is empty and none is larger than BLOCK_QUERIES."""
     rows = [list(range(queries)[block]) for block in query_blocks(queries)]
     assert [row for block in rows for row in block] == list(range(queries))

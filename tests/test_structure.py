@@ -44,6 +44,7 @@ PURE = [
     "evaluation/bias.py",
     "evaluation/metrics.py",
     "evaluation/ranking.py",
+    "evaluation/significance.py",
     "mixing/mixture.py",
     "mixing/plan.py",
     "model/loss.py",

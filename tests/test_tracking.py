@@ -129,25 +129,31 @@ def test_an_unknown_registered_model_is_refused(address: str, store: Store) -> N
 def test_an_evaluation_becomes_metrics_and_artifacts(store: Store, tmp_path: Path) -> None:
     """Headline figures get stable names (no @, which MLflow refuses), the folder becomes artifacts."""
     run = opened(store, tmp_path / "run")
-    setting = {"mAP": 0.5, "R@1": 0.25, "R@10": None, "cells": 1, "queries": 2}
+    setting = {"mAP": 0.5, "R@1": 0.25, "R@10": None, "cells": 1, "queries": 2, "intervals": {"mAP": [0.4, 0.6]}}
     metrics = {
-        "benchmark": "toy",
+        "benchmark": "toy+context",
         "monolingual": setting,
         "cross_lingual": setting,
         "multilingual": setting,
-        "language_bias": {"rank_distance": 3.0},
+        "language_bias": {"rank_distance": 3.0, "peer": None, "intervals": {"rank_distance": [2.0, 4.0]}},
         "signature": "s",
     }
+    cells = [{"query_language": "en", "candidate_language": "all", "queries": 2, "mAP": 0.5, "R@1": 0.25}]
     folder = tmp_path / "results"
     folder.mkdir()
     (folder / "metrics.json").write_text(json.dumps(metrics))
-    run.log_evaluation(metrics, folder)
+    run.log_evaluation(metrics, cells, folder)
     stored = run.client.get_run(run.run_id).data
-    assert stored.metrics["toy/monolingual/R_at_1"] == 0.25
-    assert stored.metrics["toy/language_bias/rank_distance"] == 3.0
-    assert "toy/monolingual/R_at_10" not in stored.metrics
-    assert [item.path for item in run.client.list_artifacts(run.run_id, "evaluation/toy")] == [
-        "evaluation/toy/metrics.json"
+    name = "toy_plus_context"
+    assert stored.metrics[f"{name}/monolingual/R_at_1"] == 0.25
+    assert stored.metrics[f"{name}/monolingual/mAP/low"] == 0.4
+    assert stored.metrics[f"{name}/language_bias/rank_distance"] == 3.0
+    assert stored.metrics[f"{name}/language_bias/rank_distance/high"] == 4.0
+    assert stored.metrics[f"{name}/cells/en-all/R_at_1"] == 0.25
+    assert f"{name}/monolingual/R_at_10" not in stored.metrics
+    assert f"{name}/language_bias/peer" not in stored.metrics
+    assert [item.path for item in run.client.list_artifacts(run.run_id, "evaluation/toy_plus_context")] == [
+        "evaluation/toy_plus_context/metrics.json"
     ]
 
 

@@ -1,4 +1,4 @@
-"""Every cell of the language matrix, the multilingual setting and rank distance, from one set of embeddings.
+"""Every cell of the language matrix, the merged pool and language bias, from the ranks of relevant candidates.
 
 Settings of arXiv 2408.10536: monolingual (query language = candidate language), cross-lingual (ordered pairs of
 two languages) and multilingual (each query language against the union of all candidates). Each is the
@@ -7,52 +7,40 @@ macro-average over its cells.
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hbt_ray import __version__
-from hbt_ray.errors import ConfigError, ResourceError
-from hbt_ray.evaluation.benchmarks import Benchmark
-from hbt_ray.evaluation.bias import LanguageBias, language_bias, rank_distance
-from hbt_ray.evaluation.embeddings import Embeddings, FloatArray, check_embeddings
-from hbt_ray.evaluation.metrics import MEASURES, cell_measures, macro_average, query_measures
-from hbt_ray.evaluation.ranking import (
-    IntArray,
-    Pool,
-    Ranks,
-    candidate_pool,
-    join_ranks,
-    query_blocks,
-    rank_block,
-    rank_queries,
-)
-from hbt_ray.languages import ordered_pairs
+from hbt_ray.evaluation.benchmarks import Benchmark, Collection, Qrels
+from hbt_ray.evaluation.bias import QUERY_BIAS, query_bias
+from hbt_ray.evaluation.metrics import MEASURES, Judged, cell_measures, macro_average, query_measures
+from hbt_ray.evaluation.ranking import IntArray, Ranks, Relevant
 
 ALL_LANGUAGES = "all"
+SETTINGS = ("monolingual", "cross_lingual", "multilingual")
 
-_PER_QUERY_SCHEMA = pa.schema(
+FloatColumns = Mapping[str, NDArray[np.float64]]
+
+PER_QUERY_SCHEMA = pa.schema(
     [
         ("query_language", pa.string()),
         ("query_id", pa.string()),
+        ("question", pa.string()),
         ("candidate_language", pa.string()),
         ("relevant", pa.int64()),
         *((measure, pa.float64()) for measure in MEASURES),
-        ("rank_distance", pa.float64()),
+        *((measure, pa.float64()) for measure in QUERY_BIAS),
     ]
 )
 
 
 class Cell(NamedTuple):
-    """One query language against one candidate language, or against the whole pool (ALL_LANGUAGES).
+    """One query language against one candidate language, or against the merged pool (ALL_LANGUAGES).
 
     Args:
         query_language: language of the queries.
@@ -66,6 +54,11 @@ class Cell(NamedTuple):
     queries: int
     measures: dict[str, float]
 
+    @property
+    def setting(self) -> str:
+        """Which of SETTINGS it belongs to."""
+        return setting_of(self.query_language, self.candidate_language)
+
     def row(self) -> dict[str, str | int | float]:
         """The cell as a line of cells.csv, which is also what reports and plots take."""
         return {
@@ -76,193 +69,142 @@ class Cell(NamedTuple):
         }
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Results of one set of embeddings on one benchmark.
+class QueryLanguageResult(NamedTuple):
+    """What the queries of one language give in one collection.
 
     Args:
-        benchmark_name: which benchmark.
+        cells: the cells in the order of the candidate languages, then the merged pool if there is one; a cell
+            without a query that has a relevant candidate is left out.
+        per_query: rows of PER_QUERY_SCHEMA.
+        pool_ranks: int64 [Q, L], rank in the merged pool of the best relevant candidate of each language, 0 where
+            there is none.
+    """
+
+    cells: list[Cell]
+    per_query: pa.Table
+    pool_ranks: IntArray
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results of one model on one benchmark.
+
+    Args:
+        benchmark: name of the benchmark.
         languages: its languages.
-        cells: per query language, its cells in the order of `languages`, then the pool. A cell without queries
-            (two languages that share no question) is left out; `empty_cells` names it.
-        per_query: query_language, query_id, candidate_language, relevant (number of relevant passages), mAP
-            (average precision), R@1, R@10, rank_distance (null outside the pool and where undefined).
-        bias: rank distance.
+        cells: of all collections and query languages.
+        per_query: rows of PER_QUERY_SCHEMA.
+        bias: `language_bias` of metrics.json.
+        intervals: setting -> measure -> (low, high), 95%.
         pool: language -> number of candidates.
+        left_out: query language -> queries without a relevant candidate.
+        notes: what a reader must know to judge the numbers.
+        examples: the best and the worst queries with their texts.
         signature: what the numbers hold for: version, data, model, depth, ties, sizes, seed.
     """
 
-    benchmark_name: str
+    benchmark: str
     languages: tuple[str, ...]
     cells: list[Cell]
     per_query: pa.Table
-    bias: LanguageBias
+    bias: dict[str, Any]
+    intervals: dict[str, dict[str, tuple[float, float]]]
     pool: dict[str, int]
+    left_out: dict[str, int]
+    notes: tuple[str, ...]
+    examples: dict[str, list[dict[str, Any]]]
     signature: str
 
-    @property
-    def empty_cells(self) -> list[tuple[str, str]]:
-        """(query language, candidate language) of the cross-lingual cells left out for want of a query."""
-        present = {(cell.query_language, cell.candidate_language) for cell in self.cells}
-        return [pair for pair in ordered_pairs(self.languages) if pair not in present]
-
     def metrics(self) -> dict[str, Any]:
-        """The content of metrics.json: the three settings, rank distance, pool sizes and signature."""
-        multilingual = [cell for cell in self.cells if cell.candidate_language == ALL_LANGUAGES]
-        bilingual = [cell for cell in self.cells if cell.candidate_language != ALL_LANGUAGES]
-        monolingual = [cell for cell in bilingual if cell.query_language == cell.candidate_language]
-        cross_lingual = [cell for cell in bilingual if cell.query_language != cell.candidate_language]
+        """The content of metrics.json."""
         return {
-            "benchmark": self.benchmark_name,
+            "benchmark": self.benchmark,
             "languages": list(self.languages),
-            "monolingual": _setting(monolingual),
-            "cross_lingual": _setting(cross_lingual),
-            "multilingual": _setting(multilingual),
-            "language_bias": self.bias._asdict(),
+            **{setting: self._setting(setting) for setting in SETTINGS},
+            "language_bias": self.bias,
             "pool": self.pool,
+            "queries_without_relevant": self.left_out,
+            "notes": list(self.notes),
             "signature": self.signature,
         }
 
-
-def evaluate_embeddings(
-    benchmark: Benchmark, embeddings: Embeddings, *, model: str = "-", seed: int | None = None
-) -> Evaluation:
-    """Evaluate embeddings in this process.
-
-    Args:
-        benchmark: queries, candidates, relevance.
-        embeddings: a vector per text, in the order of the benchmark.
-        model: hash of the model, for the signature; "-" if unknown.
-        seed: training seed, for the signature.
-
-    Raises:
-        EmbeddingError: the embeddings do not fit the benchmark.
-    """
-    check_embeddings(embeddings, benchmark)
-    pool = _pool(benchmark, embeddings)
-    ranks = {
-        language: rank_queries(embeddings.queries[language], pool, benchmark.relevant_indices(language))
-        for language in benchmark.languages
-    }
-    return summarise(benchmark, ranks, _signature(benchmark, model, seed))
+    def _setting(self, setting: str) -> dict[str, Any]:
+        cells = [cell for cell in self.cells if cell.setting == setting]
+        return {
+            **macro_average(cell.measures for cell in cells),
+            "cells": len(cells),
+            "queries": sum(cell.queries for cell in cells),
+            "intervals": {measure: list(ends) for measure, ends in self.intervals.get(setting, {}).items()},
+        }
 
 
-def evaluate_on_ray(
-    benchmark: Benchmark,
-    embeddings: Embeddings,
-    actors: int,
-    *,
-    model: str = "-",
-    seed: int | None = None,
-) -> Evaluation:
-    """As `evaluate_embeddings`, with the query blocks ranked by Ray actors of one CPU each.
-
-    The pool is put once into the object store, and actors on one node share that copy. Ray must be initialised.
-
-    Raises:
-        EmbeddingError: the embeddings do not fit the benchmark.
-        ConfigError: fewer than one actor.
-        ResourceError: Ray is not initialised, or has fewer CPUs than actors.
-    """
-    import ray
-    from ray.util import ActorPool
-
-    check_embeddings(embeddings, benchmark)
-    if actors < 1:
-        raise ConfigError("actors", actors, "at least 1", "Ask for one actor or more.")
-    if not ray.is_initialized():
-        raise ResourceError("Ray", "no connection", "an initialised Ray", "Call `ray.init` first.")
-    cpus = int(ray.cluster_resources().get("CPU", 0))
-    if actors > cpus:  # the actors without a CPU would wait for ever
-        raise ResourceError("actors", actors, f"at most {cpus}, the CPUs of the cluster", "Lower `actors`.")
-
-    pool = ray.put(_pool(benchmark, embeddings))
-    ranker = ray.remote(num_cpus=1)(_Ranker)
-    workers = ActorPool([ranker.remote(pool) for _ in range(actors)])
-    relevant = {language: benchmark.relevant_indices(language) for language in benchmark.languages}
-    blocks = [
-        (language, block)
-        for language in benchmark.languages
-        for block in query_blocks(len(benchmark.queries[language]))
-    ]
-    ranked = workers.map(
-        lambda worker, at: worker.rank.remote(embeddings.queries[at[0]][at[1]], relevant[at[0]][at[1]]),
-        blocks,
-    )
-    by_language: dict[str, list[Ranks]] = {language: [] for language in benchmark.languages}
-    for (language, _), ranks in zip(blocks, ranked, strict=True):
-        by_language[language].append(ranks)
-    joined = {language: join_ranks(ranks) for language, ranks in by_language.items()}
-    return summarise(benchmark, joined, _signature(benchmark, model, seed))
+def setting_of(query_language: str, candidate_language: str) -> str:
+    """Which of SETTINGS a pair of languages belongs to."""
+    if candidate_language == ALL_LANGUAGES:
+        return "multilingual"
+    return "monolingual" if query_language == candidate_language else "cross_lingual"
 
 
-def summarise(benchmark: Benchmark, ranks: Mapping[str, Ranks], signature: str) -> Evaluation:
-    """The evaluation of a benchmark from the ranks of each query language's relevant candidates."""
+def relevant_columns(qrels: Qrels, starts: IntArray) -> Relevant:
+    """The relevant candidates as columns of a pool whose languages begin at `starts`, int64 [L] or [L + 1]."""
+    return Relevant(qrels.offsets, starts[qrels.language] + qrels.candidate)
+
+
+def question_ids(collection: Collection, query_language: str) -> Sequence[str]:
+    """The question of each query, the unit of every test: translations of a question are one, in all languages."""
+    ids = collection.queries[query_language].ids
+    return ids if collection.parallel else [f"{collection.name}:{query_language}:{query_id}" for query_id in ids]
+
+
+def query_language_result(
+    collection: Collection, query_language: str, ranks: Ranks, *, full_depth: bool
+) -> QueryLanguageResult:
+    """Cells, rows and pool ranks of one query language from its ranks; bias needs `full_depth`."""
+    qrels = collection.qrels[query_language]
+    identity = _identity_columns(collection, query_language)
     cells: list[Cell] = []
     tables: list[pa.Table] = []
-    distances = {language: rank_distance(ranks[language].pool) for language in benchmark.languages}
-    for query_language in benchmark.languages:
-        for candidate_language, cell_ranks in _cell_ranks(benchmark.languages, ranks[query_language]):
-            rows = np.flatnonzero((cell_ranks > 0).any(axis=1))
-            if not len(rows):
-                continue
-            measures = query_measures(cell_ranks[rows])
-            cells.append(Cell(query_language, candidate_language, len(rows), cell_measures(measures)))
-            tables.append(
-                _per_query_rows(
-                    cells[-1],
-                    [benchmark.query_ids[query_language][row] for row in rows],
-                    (cell_ranks[rows] > 0).sum(axis=1),
-                    measures,
-                    distances[query_language][rows] if candidate_language == ALL_LANGUAGES else None,
-                )
-            )
-    return Evaluation(
-        benchmark_name=benchmark.name,
-        languages=benchmark.languages,
-        cells=cells,
-        per_query=pa.concat_tables(tables),
-        bias=language_bias(distances),
-        pool={language: len(benchmark.candidates[language]) for language in benchmark.languages},
-        signature=signature,
-    )
+
+    def add(candidate_language: str, judged: Judged, bias: FloatColumns | None) -> None:
+        counts = np.diff(judged.offsets)
+        rows = np.flatnonzero(counts)
+        if not len(rows):
+            return
+        measures = {name: values[rows] for name, values in query_measures(judged).items()}
+        cells.append(Cell(query_language, candidate_language, len(rows), cell_measures(measures)))
+        columns = {name: values[rows] for name, values in (bias or {}).items()}
+        tables.append(_per_query_rows(identity, candidate_language, rows, counts[rows], measures, columns))
+
+    for column, candidate_language in enumerate(collection.candidates):
+        add(candidate_language, _judged_in_language(qrels, ranks.cell, column), None)
+    pool_ranks = best_rank_per_language(qrels, ranks.pool, len(collection.candidates))
+    if collection.merged_pool:
+        own = list(collection.candidates).index(query_language) if query_language in collection.candidates else None
+        size = sum(len(texts.ids) for texts in collection.candidates.values())
+        bias = query_bias(pool_ranks, own, size) if full_depth else None
+        add(ALL_LANGUAGES, Judged(qrels.offsets, ranks.pool, qrels.grade), bias)
+    return QueryLanguageResult(cells, pa.concat_tables(tables), pool_ranks)
 
 
-def write_results(evaluation: Evaluation, out: Path) -> None:
-    """Write metrics.json, cells.csv and per_query.parquet into `out`, which is made if it does not exist."""
-    out.mkdir(parents=True, exist_ok=True)
-    metrics = json.dumps(evaluation.metrics(), indent=2, ensure_ascii=False)
-    (out / "metrics.json").write_text(metrics + "\n", encoding="utf-8")
-    with (out / "cells.csv").open("w", encoding="utf-8", newline="") as file:
-        header = ["query_language", "candidate_language", "queries", *MEASURES]
-        writer = csv.DictWriter(file, header, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(cell.row() for cell in evaluation.cells)
-    pq.write_table(evaluation.per_query, out / "per_query.parquet")
+def best_rank_per_language(qrels: Qrels, pool_ranks: IntArray, languages: int) -> IntArray:
+    """int64 [Q, languages]: the smallest rank of a query's relevant candidates of each language, 0 without one."""
+    queries = len(qrels.offsets) - 1
+    unset = np.iinfo(np.int64).max
+    best = np.full(queries * languages, unset)
+    place = np.repeat(np.arange(queries), np.diff(qrels.offsets)) * languages + qrels.language
+    np.minimum.at(best, place, np.where(pool_ranks > 0, pool_ranks, unset))
+    return np.where(best == unset, 0, best).reshape(queries, languages)
 
 
-class _Ranker:
-    """Actor that ranks query blocks against the pool."""
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-
-    def rank(self, queries: FloatArray, relevant: IntArray) -> Ranks:
-        return rank_block(queries, self._pool, relevant)
-
-
-def _pool(benchmark: Benchmark, embeddings: Embeddings) -> Pool:
-    return candidate_pool([embeddings.candidates[language] for language in benchmark.languages])
-
-
-def _signature(benchmark: Benchmark, model: str, seed: int | None) -> str:
+def signature(benchmark: Benchmark, *, model: str, depth: int | None, seed: int | None) -> str:
+    """One line that says what the numbers of an evaluation hold for; `depth` None is the full depth."""
     return "|".join(
         [
             f"hbt_ray {__version__}",
             benchmark.name,
             f"data:{benchmark.data_hash[:12]}",
             f"model:{model}",
-            "depth:full",
+            f"depth:{depth or 'full'}",
             "ties:pessimistic",
             f"n:{benchmark.query_count}x{benchmark.candidate_count}",
             f"seed:{'-' if seed is None else seed}",
@@ -270,37 +212,37 @@ def _signature(benchmark: Benchmark, model: str, seed: int | None) -> str:
     )
 
 
-def _setting(cells: Sequence[Cell]) -> dict[str, Any]:
+def _judged_in_language(qrels: Qrels, ranks: IntArray, column: int) -> Judged:
+    """The relevant candidates of one language alone."""
+    inside = qrels.language == column
+    offsets = np.concatenate(([0], np.cumsum(inside)))[qrels.offsets]
+    return Judged(offsets, ranks[inside], qrels.grade[inside])
+
+
+def _identity_columns(collection: Collection, query_language: str) -> dict[str, pa.Array]:
+    ids = collection.queries[query_language].ids
     return {
-        **macro_average(cell.measures for cell in cells),
-        "cells": len(cells),
-        "queries": sum(cell.queries for cell in cells),
+        "query_language": pa.repeat(query_language, len(ids)),
+        "query_id": pa.array(ids, pa.string()),
+        "question": pa.array(question_ids(collection, query_language), pa.string()),
     }
-
-
-def _cell_ranks(languages: Sequence[str], ranks: Ranks) -> list[tuple[str, IntArray]]:
-    """Candidate language and ranks [Q, relevant] of each cell of one query language; the pool comes last."""
-    columns = [(language, ranks.cell[:, [column]]) for column, language in enumerate(languages)]
-    return [*columns, (ALL_LANGUAGES, ranks.pool)]
 
 
 def _per_query_rows(
-    cell: Cell,
-    query_ids: list[str],
+    identity: Mapping[str, pa.Array],
+    candidate_language: str,
+    rows: IntArray,
     relevant: IntArray,
-    measures: Mapping[str, NDArray[np.float64]],
-    distances: NDArray[np.float64] | None,
+    measures: FloatColumns,
+    bias: FloatColumns,
 ) -> pa.Table:
+    empty = pa.nulls(len(rows), pa.float64())
     columns = {
-        "query_language": pa.repeat(cell.query_language, cell.queries),
-        "query_id": pa.array(query_ids),
-        "candidate_language": pa.repeat(cell.candidate_language, cell.queries),
+        **{name: values.take(pa.array(rows)) for name, values in identity.items()},
+        "candidate_language": pa.repeat(candidate_language, len(rows)),
         "relevant": pa.array(relevant),
-        **{measure: pa.array(values) for measure, values in measures.items()},
-        "rank_distance": (
-            pa.nulls(cell.queries, pa.float64())
-            if distances is None
-            else pa.array(distances, from_pandas=True)  # NaN becomes null
-        ),
+        **{name: pa.array(values) for name, values in measures.items()},
+        # NaN, undefined for this query, becomes null.
+        **{name: pa.array(bias[name], from_pandas=True) if name in bias else empty for name in QUERY_BIAS},
     }
-    return pa.table(columns, schema=_PER_QUERY_SCHEMA)
+    return pa.table(columns, schema=PER_QUERY_SCHEMA)

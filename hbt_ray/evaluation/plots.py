@@ -25,8 +25,12 @@ Cell: TypeAlias = Mapping[str, object]
 Grid: TypeAlias = npt.NDArray[np.float64]
 
 COLOUR_MAP = "YlGnBu"  # one direction of lightness: safe for colour-blind readers and in grey print
+DIFFERENCE_COLOURS = "PuOr"  # two hues that colour-blind readers tell apart, pale in the middle
+MATRIX_LANGUAGES = 24  # as many numbers as stand side by side on a page
+MATRIX_FILLED = 0.5  # share of the pairs with a cell below which a matrix is mostly holes
 DOTS_PER_INCH = 150
 CELL_INCHES = (0.62, 0.42)
+LINE_INCHES = (3.4, 0.22)  # a language in one setting, where there is no matrix
 MARGIN_INCHES = (1.8, 1.8)
 SMALLEST_INCHES = (6.4, 2.6)  # room for title and scale note where there are few languages
 
@@ -91,6 +95,62 @@ def _number(cell: Cell, metric: str, where: str) -> float:
     return float(value)
 
 
+def is_matrix(cells: Sequence[Cell]) -> bool:
+    """Whether a matrix shows the language pairs well: some cross languages, few lack a cell, and it fits a page.
+
+    Otherwise (monolingual cells only, pairs with one language, a hundred languages) a line per language does.
+    """
+    pairs = {(cell["query_language"], cell["candidate_language"]) for cell in cells}
+    pairs = {pair for pair in pairs if pair[1] != ALL_LANGUAGES}
+    queries, candidates = ({pair[side] for pair in pairs} for side in (0, 1))
+    crossed = any(query != candidate for query, candidate in pairs)
+    fits = max(len(queries), len(candidates)) <= MATRIX_LANGUAGES
+    return crossed and fits and len(pairs) >= MATRIX_FILLED * len(queries) * len(candidates)
+
+
+def matrix_sides(grid: Grid) -> tuple[list[int], list[int], bool]:
+    """Rows and columns of a grid (L, L + 1) with a score in them, and whether the merged pool has one."""
+    scored = np.isfinite(grid)
+    rows, columns = scored.any(axis=1), scored[:, :-1].any(axis=0)
+    return list(np.flatnonzero(rows)), list(np.flatnonzero(columns)), bool(scored[:, -1].any())
+
+
+def language_profile(grid: Grid) -> dict[str, list[float]]:
+    """Per language (L) the means of its cells in each setting, from a grid (L, L + 1); NaN where it has none.
+
+    Cross-lingual are the means over the other languages, with the language as query and as candidate language.
+    """
+    pairs = grid[:, :-1]
+    cross_lingual = np.where(np.eye(len(pairs), dtype=bool), np.nan, pairs)
+    return {
+        "Monolingual": list(np.diagonal(pairs)),
+        "Cross-lingual, as query": [mean_of_defined(row) for row in cross_lingual],
+        "Cross-lingual, as candidates": [mean_of_defined(column) for column in cross_lingual.T],
+        "Multilingual": list(grid[:, -1]),
+    }
+
+
+def hub_language(cells: Sequence[Cell]) -> str | None:
+    """The one language that is in every pair, as English is in bitext; None where cells are not of that kind."""
+    pairs = [{cell["query_language"], cell["candidate_language"]} for cell in cells]
+    in_all = set.intersection(*pairs) if pairs else set()
+    alone = len(in_all) == 1 and len(set.union(*pairs)) > 2 and all(len(pair) == 2 for pair in pairs)
+    return str(in_all.pop()) if alone else None
+
+
+def profile_name(name: str, hub: str | None) -> str:
+    """A column of language_profile as a heading; where all pairs share the language `hub`, what that leaves of it."""
+    if hub is None:
+        return name
+    return f"Queries in {hub}" if name == "Cross-lingual, as candidates" else f"Candidates in {hub}"
+
+
+def mean_of_defined(scores: Iterable[float | None]) -> float:
+    """Mean of the scores that are defined; NaN if none is."""
+    defined = [score for score in scores if score is not None and not np.isnan(score)]
+    return sum(defined) / len(defined) if defined else float("nan")
+
+
 def grid_scales(grids: Iterable[Grid]) -> GridScales:
     """Scales that cover every grid, so that systems drawn side by side share their colours."""
     stacked = np.concatenate(list(grids))
@@ -110,9 +170,9 @@ def short_score(value: float) -> str:
     return text.removeprefix("0") if text.startswith("0.") else text
 
 
-def background(position: float) -> str:
+def background(position: float, colours: str = COLOUR_MAP) -> str:
     """Colour, as `#rrggbb`, of a place on a scale from 0 to 1."""
-    return str(to_hex(colormaps[COLOUR_MAP](position)))
+    return str(to_hex(colormaps[colours](position)))
 
 
 def ink(colour: str) -> str:
@@ -134,28 +194,62 @@ def heatmap(
     metric: str = "mAP",
     title: str = "Language pairs",
 ) -> Figure:
-    """Figure of the grid of one metric, every value written in its cell; colours from grid_scales.
+    """Figure of the cells of one metric: a matrix of language pairs, or a bar per language where is_matrix says no.
 
     Raises BenchmarkError as score_grid does, and for an empty list of languages.
     """
     if not languages:
         raise BenchmarkError("languages", "none", "one language or more", "Pass the benchmark's languages.")
     grid = score_grid(cells, languages, metric)
-    scales = grid_scales([grid])
-    count = len(languages)
-    size = np.maximum(np.add(MARGIN_INCHES, np.multiply(CELL_INCHES, count + 1)), SMALLEST_INCHES)
+    figure = _matrix(grid, languages) if is_matrix(cells) else _lines(grid, languages, hub_language(cells))
+    figure.suptitle(f"{title}: {metric}", wrap=True, parse_math=False)
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    size = np.maximum((width, height), SMALLEST_INCHES)
     figure = Figure(figsize=tuple(size), dpi=DOTS_PER_INCH, layout="constrained")
     FigureCanvasAgg(figure)
-    pairs, merged = figure.subplots(1, 2, sharey=True, width_ratios=[count, 1])
-    _draw(pairs, grid[:, :-1], scales.pairs, languages)
-    _draw(merged, grid[:, -1:], scales.merged, [ALL_LANGUAGES])
-    pairs.set_yticks(np.arange(count) + 0.5, languages)
+    return figure
+
+
+def _matrix(grid: Grid, languages: Sequence[str]) -> Figure:
+    """Every value written in its cell, the merged pool apart; colours from grid_scales."""
+    scales = grid_scales([grid])
+    rows, columns, merged = matrix_sides(grid)
+    counts = [len(columns), 1] if merged else [len(columns)]
+    figure = _figure(*np.add(MARGIN_INCHES, np.multiply(CELL_INCHES, (sum(counts), len(rows) + 1))))
+    pairs, *pool = figure.subplots(1, len(counts), sharey=True, width_ratios=counts, squeeze=False)[0]
+    _draw(pairs, grid[np.ix_(rows, columns)], scales.pairs, [languages[i] for i in columns])
+    for axes in pool:
+        _draw(axes, grid[rows, -1:], scales.merged, [ALL_LANGUAGES])
+        axes.set_xlabel("merged\npool")
+    pairs.set_yticks(np.arange(len(rows)) + 0.5, [languages[i] for i in rows])
     pairs.invert_yaxis()  # shared with the merged pool: first language on top of both
     pairs.set_ylabel("query language")
     pairs.set_xlabel("candidate language")
-    merged.set_xlabel("merged\npool")
-    figure.suptitle(f"{title}: {metric}", wrap=True, parse_math=False)
-    figure.supxlabel(_scale_note(scales), fontsize="small", color="dimgray")
+    figure.supxlabel(_scale_note(scales, merged), fontsize="small", color="dimgray")
+    return figure
+
+
+def _lines(grid: Grid, languages: Sequence[str], hub: str | None) -> Figure:
+    """A bar per language in each setting that has cells, from 0 to 1; a hub, the mean of all others, is left out."""
+    profile = {name: scores for name, scores in language_profile(grid).items() if np.isfinite(scores).any()}
+    shown = [i for i, code in enumerate(languages) if code != hub]
+    columns = max(len(profile), 1)
+    figure = _figure(*np.add(MARGIN_INCHES, np.multiply(LINE_INCHES, (columns, len(shown)))))
+    all_axes = figure.subplots(1, columns, sharey=True, squeeze=False)[0]
+    for axes, (name, scores) in zip(all_axes, profile.items(), strict=False):
+        values = np.array([scores[i] for i in shown])
+        axes.barh(np.arange(len(shown)), np.nan_to_num(values), color=background(0.6))
+        for row, value in enumerate(values):
+            axes.text(np.nan_to_num(value) + 0.01, row, short_score(value), va="center", fontsize=8)
+        axes.set_title(profile_name(name, hub), fontsize="medium")
+        axes.set_xlim(0, 1.12)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+    all_axes[0].set_yticks(np.arange(len(shown)), [languages[i] for i in shown])
+    all_axes[0].set_ylim(len(shown) - 0.4, -0.6)
     return figure
 
 
@@ -178,9 +272,9 @@ def _draw(axes: Axes, scores: Grid, scale: Scale, columns: Sequence[str]) -> Non
     axes.set_facecolor("#eeeeee")
 
 
-def _scale_note(scales: GridScales) -> str:
+def _scale_note(scales: GridScales, merged_pool: bool) -> str:
     pairs, merged = (f"{short_score(scale.low)} to {short_score(scale.high)}" for scale in scales)
-    return f"colour: pairs {pairs}; merged pool, on a scale of its own, {merged}"
+    return f"colour: pairs {pairs}" + (f"; merged pool, on a scale of its own, {merged}" if merged_pool else "")
 
 
 def save_heatmap(

@@ -1,45 +1,66 @@
 """Self-contained HTML reports: one system on one benchmark, or several systems side by side.
 
-Everything a page shows is made into text and colour here; the templates only lay it out. A page has no script,
+Everything a page shows is made into text and colour before; the templates only lay it out. A page has no script,
 and no font or image to load, so it opens offline.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, TypeGuard
+from typing import Any, NamedTuple
 
 import numpy as np
+from babel import Locale, UnknownLocaleError
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hbt_ray.errors import BenchmarkError
+from hbt_ray.evaluation.heatmaps import Heatmap, difference_heatmap, score_heatmap, share_heatmap
 from hbt_ray.evaluation.metrics import MEASURES
 from hbt_ray.evaluation.plots import (
+    MATRIX_LANGUAGES,
     Cell,
-    Grid,
-    GridScales,
-    Scale,
-    background,
     grid_scales,
-    ink,
+    hub_language,
+    is_matrix,
+    language_profile,
+    profile_name,
     score_grid,
-    short_score,
 )
-from hbt_ray.languages import Language, checked_codes, language
+from hbt_ray.evaluation.tables import (
+    BIAS,
+    NOT_DEFINED,
+    SETTINGS,
+    Column,
+    ColumnGroup,
+    LanguageTable,
+    Metrics,
+    NumberText,
+    Value,
+    bias_rows,
+    bias_table,
+    check_metrics,
+    count_text,
+    defined,
+    difference_text,
+    language_table,
+    percent_text,
+    probability_text,
+    profile_table,
+    rank_text,
+    score_text,
+    setting_rows,
+)
+from hbt_ray.languages import Language, language
 
 REPORT_FILE = "report.html"
-NOT_DEFINED = "–"
-HEATMAP_MEASURES = ("mAP", "R@1")
-LEGEND_STOPS = 5  # colours in the gradient that explains a scale
-
-SETTINGS = {
-    "monolingual": ("Monolingual", "query and candidates in the same language"),
-    "cross_lingual": ("Cross-lingual", "query in one language, candidates in another"),
-    "multilingual": ("Multilingual", "query in one language, candidates of all languages in one pool"),
-}
+SIGNIFICANCE_LEVEL = 0.05
+CLAMPED_CHARACTERS = 240  # texts longer than about three lines open on demand
+RANK_MEASURES = ("rank_distance", "max@R")  # in ranks, not in [0, 1]
+GROUPINGS = {"family": "family", "resource_level": "resource level", "seen": "whether training had the language"}
+# By what a comparison describes languages: multilingual if there is a merged pool, else what there is.
+PROFILE_ORDER = ("Multilingual", "Cross-lingual, as query", "Monolingual")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,138 +75,166 @@ class System:
     """
 
     name: str
-    metrics: Mapping[str, Any]
+    metrics: Metrics
     cells: Sequence[Cell]
     details: Mapping[str, str] = field(default_factory=dict)
 
 
-class Value(NamedTuple):
-    """A number as a table shows it: its text, whether it is the best, its difference from the first system."""
-
-    text: str
-    best: bool = False
-    difference: str = ""
-
-
-class SettingRow(NamedTuple):
-    """One setting of the headline table; rank distance belongs to the multilingual ranking alone."""
-
-    name: str
-    meaning: str
-    scores: list[str]
-    rank_distance: str
-    cells: str
-    queries: str
-
-
-class LanguageRow(NamedTuple):
-    """A language with its values; `seen` is None where the training languages are not known."""
-
-    language: Language
-    seen: bool | None
-    values: list[Value]
-
-
-class MeanRow(NamedTuple):
-    """The mean of a group of languages."""
-
-    label: str
-    values: list[Value]
-
-
-class LanguageTable(NamedTuple):
-    """Values per language, then the means of seen and unseen languages where those are known."""
-
-    headers: list[str]
-    rows: list[LanguageRow]
-    means: list[MeanRow]
-
-
-class HeatCell(NamedTuple):
-    """A cell of a heatmap; background and ink are `#rrggbb`, empty where there is no score."""
-
-    text: str
-    background: str = ""
-    ink: str = ""
-
-
-class HeatRow(NamedTuple):
-    """A query language: a cell per candidate language, then the merged pool."""
-
-    language: Language
-    cells: list[HeatCell]
-
-
-class Legend(NamedTuple):
-    """The ends of a colour scale, and its colours from low to high."""
-
-    low: str
-    high: str
-    colours: list[str]
-
-
-class Heatmap(NamedTuple):
-    """A grid of scores as coloured rows, with the legends of the pairs and of the merged pool."""
-
-    caption: str
-    rows: list[HeatRow]
-    pairs: Legend
-    merged: Legend
-
-
 class Bar(NamedTuple):
-    """A language, its value, and the bar's length in percent of the longest."""
+    """A language, its number and share in percent, and the bar's length in percent of the longest."""
 
     language: Language
     text: str
+    share: str
     percent: float
 
 
-Column: TypeAlias = Sequence[float | None]
-RowValues: TypeAlias = Callable[[Column], list[Value]]
-NumberText: TypeAlias = Callable[[float | None], str]
+class Text(NamedTuple):
+    """A text as a page shows it: with its language, its direction, and whether it opens on demand."""
+
+    text: str
+    language: Language
+    direction: str
+    long: bool
+
+
+class ExampleRank(NamedTuple):
+    """Where the first relevant candidate of a language was ranked."""
+
+    language: Language
+    text: str
+
+
+class ShownExample(NamedTuple):
+    """One query: what it asked, what came first, and the relevant candidate that came first of all those."""
+
+    query: Text
+    query_id: str
+    setting: str
+    average_precision: str
+    ranks: list[ExampleRank]
+    top: Text
+    relevant: Text
+    found: bool
+
+
+class ComparedRow(NamedTuple):
+    """A measure with a value per system."""
+
+    label: str
+    direction: str
+    values: list[Value]
+
+
+class ComparedGroup(NamedTuple):
+    """The measures of one setting, or those of language bias; `absent` says why there is none."""
+
+    name: str
+    meaning: str
+    rows: list[ComparedRow]
+    absent: str
+
+
+class Tested(NamedTuple):
+    """A difference with its interval, corrected p-value and effect size; `significant` below SIGNIFICANCE_LEVEL."""
+
+    difference: str
+    interval: str
+    p_holm: str
+    effect_size: str
+    significant: bool
+
+
+class TestedRow(NamedTuple):
+    """A line of differences; None where there is none."""
+
+    label: str
+    direction: str
+    tests: list[Tested | None]
+
+
+class TestedGroup(NamedTuple):
+    """Differences of one grouping of languages."""
+
+    name: str
+    rows: list[TestedRow]
+
+
+class Significance(NamedTuple):
+    """The differences of one system from the first.
+
+    Args:
+        name: of the system.
+        settings: a row per measure, a difference per setting.
+        bias: a row per measure of language bias.
+        counts: cells tested, significantly higher and significantly lower.
+        heatmap: differences of language pairs, where a matrix shows them.
+        pairs: the significant cells by size, where it does not.
+        groups: of languages.
+    """
+
+    name: str
+    settings: list[TestedRow]
+    bias: list[TestedRow]
+    counts: tuple[int, int, int]
+    heatmap: Heatmap | None
+    pairs: list[TestedRow]
+    groups: list[TestedGroup]
 
 
 def write_report(
     out: Path,
-    metrics: Mapping[str, Any],
+    metrics: Metrics,
     cells: Sequence[Cell],
     *,
     title: str,
     notes: Sequence[str] = (),
     seen_languages: Sequence[str] | None = None,
+    examples: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> Path:
     """Write `report.html`, the report of one system, into the folder `out` and return its path.
 
     Args:
         out: folder, made if it does not exist.
         metrics: content of metrics.json; None stands for a value that is not defined.
-        cells: per cell query_language, candidate_language ("all" is the merged pool), queries, mAP, R@1, R@10.
+        cells: rows of cells.csv: query_language, candidate_language ("all" is the merged pool), queries, MEASURES.
         title: heading of the page.
-        notes: what a reader must know to judge the numbers, a sentence each.
+        notes: what a reader must know to judge the numbers, a sentence each, beside the notes of the metrics.
         seen_languages: languages of the training data; None leaves seen and unseen out.
+        examples: content of examples.json; None leaves them out.
 
     Raises:
         BenchmarkError: metrics lack a key, or cells do not fit the languages.
         ConfigError: a language code that CLDR does not know.
     """
-    _check_metrics(metrics, "metrics")
+    check_metrics(metrics, "metrics")
     codes = metrics["languages"]
-    grids = {measure: score_grid(cells, codes, measure) for measure in HEATMAP_MEASURES}
     bias = metrics["language_bias"]
+    shares = bias["language_share@10"]
+    hub = hub_language(cells)
+    left_out = {code: count for code, count in metrics["queries_without_relevant"].items() if count}
     return _write(
         out,
         "report.html",
         title=title,
-        notes=notes,
+        notes=list(dict.fromkeys((*metrics["notes"], *notes))),
         metrics=metrics,
         measures=MEASURES,
-        settings=[_setting_row(metrics, key) for key in SETTINGS],
-        heatmaps=[_heatmap(measure, grid, codes, grid_scales([grid])) for measure, grid in grids.items()],
-        candidates=count_text(sum(metrics["pool"][code] for code in codes)),
-        pool=_bars(metrics["pool"], codes, count_text),
-        rank_distance=_bars(bias["rank_distance_by_language"], codes, rank_text),
-        table=_language_table(codes, _profile(grids["mAP"]), _plain, seen_languages),
+        settings=setting_rows(metrics),
+        lead=_lead(metrics),
+        merged_pool=metrics["multilingual"]["cells"] > 0,
+        heatmaps=_heatmaps(cells, codes),
+        table=profile_table(cells, codes, seen_languages),
+        hub=language(hub).name if hub else "",
+        bias=bias_rows(bias),
+        bias_queries=count_text(bias["queries"]),
+        bias_reason=_common_reason(bias),
+        bias_table=bias_table(bias, codes),
+        share_map=share_heatmap(shares, metrics["pool"]) if 0 < len(shares) <= MATRIX_LANGUAGES else None,
+        pool=_bars(metrics["pool"]),
+        left_out=[(language(code), count_text(count)) for code, count in left_out.items()],
+        left_out_total=count_text(sum(left_out.values())),
+        examples={kind: [_example(one) for one in examples[kind]] for kind in ("best", "worst")} if examples else {},
         signatures={title: metrics["signature"]},
     )
 
@@ -197,30 +246,43 @@ def write_comparison(
     title: str,
     notes: Sequence[str] = (),
     seen_languages: Sequence[str] | None = None,
+    significance: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `report.html`, comparing systems on one benchmark, into the folder `out` and return its path.
 
-    Systems stay in the order given and differences are taken from the first. Arguments and errors are those of
-    write_report; BenchmarkError also for no system, a name given twice, or systems evaluated on different data.
+    Systems stay in the order given and differences are taken from the first. `significance` is what
+    comparison.compare returns for the same systems in the same order; without it no difference is called
+    significant. Other arguments and errors are those of write_report; BenchmarkError also for no system, a name
+    given twice, systems evaluated on different data, or a significance of other systems.
     """
     _check_systems(systems)
+    if significance is not None:
+        _check_significance(significance, systems)
     codes = systems[0].metrics["languages"]
     grids = {system.name: score_grid(system.cells, codes, "mAP") for system in systems}
     scales = grid_scales(grids.values())
-    multilingual = {name: list(grid[:, -1]) for name, grid in grids.items()}
+    profile = _comparison_profile(grids.values())
+    matrix = is_matrix(systems[0].cells)
+    hub = hub_language(systems[0].cells)
+    names = [system.name for system in systems]
+    all_notes = [note for system in systems for note in system.metrics["notes"]]
     return _write(
         out,
         "comparison.html",
         title=title,
-        notes=notes,
+        notes=list(dict.fromkeys((*all_notes, *notes))),
         metrics=systems[0].metrics,
         measures=MEASURES,
-        settings=SETTINGS.values(),
+        settings=SETTINGS,
         systems=systems,
         headline=_headline([system.metrics for system in systems]),
         details=list(dict.fromkeys(key for system in systems for key in system.details)),
-        heatmaps=[_heatmap(name, grid, codes, scales) for name, grid in grids.items()],
-        table=_language_table(codes, multilingual, compared_scores, seen_languages),
+        heatmaps=[score_heatmap(name, grid, codes, scales) for name, grid in grids.items()] if matrix else [],
+        profile=profile_name(profile, language(hub).name if hub else None),
+        table=_compared_languages(grids, codes, hub, profile, seen_languages),
+        significance=[] if significance is None else _significance(significance, names, codes),
+        method={} if significance is None else significance["method"],
+        level=SIGNIFICANCE_LEVEL,
         signatures={system.name: system.metrics["signature"] for system in systems},
     )
 
@@ -240,31 +302,62 @@ def _write(out: Path, template: str, **content: object) -> Path:
     return path
 
 
-# What was handed in
+# One system
 
 
-def _check_metrics(metrics: Mapping[str, Any], where: str) -> None:
-    _require(metrics, ("benchmark", "languages", *SETTINGS, "language_bias", "pool", "signature"), where)
-    for key in SETTINGS:
-        _require(metrics[key], (*MEASURES, "cells", "queries"), f"{where}[{key!r}]")
-    codes = metrics["languages"]
-    if not codes:
-        raise BenchmarkError(f"{where}['languages']", "none", "one language or more", "Evaluate at least one language.")
-    bias = metrics["language_bias"]
-    _require(bias, ("rank_distance", "rank_distance_by_language", "queries"), f"{where}['language_bias']")
-    _require(metrics["pool"], codes, f"{where}['pool']")
-    _require(bias["rank_distance_by_language"], codes, f"{where}['language_bias']['rank_distance_by_language']")
+def _lead(metrics: Metrics) -> str:
+    queries = max(metrics[key]["queries"] for key in ("monolingual", "multilingual"))
+    queries = queries or metrics["cross_lingual"]["queries"]
+    return f"{count_text(queries)} queries, {count_text(sum(metrics['pool'].values()))} candidates"
 
 
-def _require(mapping: Mapping[str, Any], keys: Iterable[str], where: str) -> None:
-    missing = [key for key in keys if key not in mapping]
-    if missing:
-        raise BenchmarkError(
-            where,
-            f"keys {', '.join(mapping) or 'none'}",
-            f"also {', '.join(missing)}",
-            "Pass metrics.json as the evaluation wrote it.",
-        )
+def _heatmaps(cells: Sequence[Cell], codes: Sequence[str]) -> list[Heatmap]:
+    """One per measure, where a matrix shows the pairs."""
+    if not is_matrix(cells):
+        return []
+    grids = {measure: score_grid(cells, codes, measure) for measure in MEASURES}
+    return [score_heatmap(measure, grid, codes, grid_scales([grid])) for measure, grid in grids.items()]
+
+
+def _common_reason(bias: Metrics) -> str:
+    """The reason that all measures of language bias have in common for not being defined; empty if any is defined."""
+    reasons = set(bias["undefined"].values())
+    return reasons.pop() if len(reasons) == 1 and not any(defined(bias[key]) for key in BIAS) else ""
+
+
+def _bars(counts: Mapping[str, int]) -> list[Bar]:
+    total, longest = sum(counts.values()), max(counts.values(), default=0)
+    return [
+        Bar(language(code), count_text(count), f"{percent_text(count / total)}%", percent=100 * count / longest)
+        for code, count in counts.items()
+    ]
+
+
+def _example(example: Mapping[str, Any]) -> ShownExample:
+    ranks = example["ranks"]
+    best = ranks.get(example["relevant_language"])
+    return ShownExample(
+        query=shown_text(example["query"], example["query_language"]),
+        query_id=example["query_id"],
+        setting=SETTINGS[example["setting"]].name,
+        average_precision=score_text(example["average_precision"]),
+        ranks=[ExampleRank(language(code), count_text(rank)) for code, rank in ranks.items()],
+        top=shown_text(example["top_text"], example["top_language"]),
+        relevant=shown_text(example["relevant_text"], example["relevant_language"]),
+        found=best == 1,
+    )
+
+
+def shown_text(text: str, code: str) -> Text:
+    """A text with the direction of its language; `auto`, the browser's own choice, where CLDR does not know it."""
+    try:
+        direction = {"right-to-left": "rtl", "left-to-right": "ltr"}[Locale.parse(code).character_order]
+    except (UnknownLocaleError, ValueError):
+        direction = "auto"
+    return Text(text, language(code), direction, len(text) > CLAMPED_CHARACTERS)
+
+
+# Several systems
 
 
 def _check_systems(systems: Sequence[System]) -> None:
@@ -275,7 +368,7 @@ def _check_systems(systems: Sequence[System]) -> None:
         where = f"systems[{index}] ({system.name})"
         if system.name in names[:index]:
             raise BenchmarkError(where, "a name used before", "a name of its own", "Rename one of the two.")
-        _check_metrics(system.metrics, f"{where} metrics")
+        check_metrics(system.metrics, f"{where} metrics")
         received, expected = _evaluation_data(system.metrics), _evaluation_data(systems[0].metrics)
         if received != expected:
             raise BenchmarkError(
@@ -283,41 +376,24 @@ def _check_systems(systems: Sequence[System]) -> None:
             )
 
 
-def _evaluation_data(metrics: Mapping[str, Any]) -> str:
+def _evaluation_data(metrics: Metrics) -> str:
     """What two systems must share for their numbers to be comparable: benchmark, data hash, languages, pool."""
     data = [part for part in metrics["signature"].split("|") if part.startswith("data:")]
-    pool = [f"{code} {metrics['pool'][code]}" for code in metrics["languages"]]
-    return f"{metrics['benchmark']} {' '.join(data)} with candidates {', '.join(pool)}"
+    pool = [f"{code} {count}" for code, count in metrics["pool"].items()]
+    languages = ", ".join(metrics["languages"])
+    return f"{metrics['benchmark']} {' '.join(data)} in {languages} with candidates {', '.join(pool)}"
 
 
-# Numbers as text
-
-
-def score_text(value: float | None) -> str:
-    """A score in [0, 1] with the paper's four digits; a dash where it is not defined (None or NaN)."""
-    return _text(value, "{:.4f}")
-
-
-def rank_text(value: float | None) -> str:
-    """A rank distance, in ranks, with one digit."""
-    return _text(value, "{:,.1f}")
-
-
-def count_text(value: float | None) -> str:
-    """A number of things, with thousands separated."""
-    return _text(value, "{:,.0f}")
-
-
-def _text(value: float | None, pattern: str) -> str:
-    return pattern.format(value) if _defined(value) else NOT_DEFINED
-
-
-def _defined(value: float | None) -> TypeGuard[float]:
-    return value is not None and not math.isnan(value)
-
-
-def _plain(scores: Column) -> list[Value]:
-    return [Value(score_text(score)) for score in scores]
+def _check_significance(significance: Mapping[str, Any], systems: Sequence[System]) -> None:
+    received = [system["signature"] for system in significance["systems"]]
+    expected = [system.metrics["signature"] for system in systems]
+    if received != expected:
+        raise BenchmarkError(
+            "significance",
+            f"systems {', '.join(received)}",
+            ", ".join(expected),
+            "Compare the results folders of the same systems, in the same order.",
+        )
 
 
 def compared_scores(scores: Column) -> list[Value]:
@@ -333,11 +409,12 @@ def compared_ranks(distances: Column) -> list[Value]:
 def _compared(
     values: Column,
     text: NumberText,
-    best_of: Callable[[Iterable[float]], float],
+    best_of: Callable[[Iterable[float]], float] | None,
     digits: int,
 ) -> list[Value]:
-    defined = [value for value in values if _defined(value)]
-    best = text(best_of(defined)) if defined else None  # as text: values that print alike are best together
+    """Values of several systems with their difference from the first; none is best where `best_of` is None."""
+    numbers = [value for value in values if defined(value)]
+    best = text(best_of(numbers)) if numbers and best_of else None  # as text: what prints alike is best together
     differences = ["", *(_difference(value, values[0], digits) for value in values[1:])]
     return [
         Value(text(value), text(value) == best, difference)
@@ -346,118 +423,136 @@ def _compared(
 
 
 def _difference(value: float | None, first: float | None, digits: int) -> str:
-    if not _defined(value) or not _defined(first):
-        return NOT_DEFINED
-    rounded = round(value - first, digits) + 0.0  # adding zero turns -0.0 into 0.0
-    return f"{rounded:+,.{digits}f}".replace("-", "−")
+    return difference_text(value - first, digits) if defined(value) and defined(first) else NOT_DEFINED
 
 
-# Tables
+def _headline(metrics: Sequence[Metrics]) -> list[ComparedGroup]:
+    """A row per measure of each setting, then per measure of language bias, with a value per system."""
+    groups = []
+    for key, setting in SETTINGS.items():
+        rows = [ComparedRow(name, "", compared_scores([system[key][name] for system in metrics])) for name in MEASURES]
+        absent = "" if metrics[0][key]["cells"] else f"not defined: {setting.lacking}"
+        groups.append(ComparedGroup(setting.name, setting.meaning, [] if absent else rows, absent))
+    biases = [system["language_bias"] for system in metrics]
+    rows = [_compared_bias(key, biases) for key in BIAS if any(defined(bias[key]) for bias in biases)]
+    reason = _common_reason(biases[0]) or "no measure has a value"
+    groups.append(ComparedGroup("Language bias", "", rows, "" if rows else f"not defined: {reason}"))
+    return groups
 
 
-def _setting_row(metrics: Mapping[str, Any], key: str) -> SettingRow:
-    name, meaning = SETTINGS[key]
-    setting = metrics[key]
-    return SettingRow(
-        name,
-        meaning,
-        scores=[score_text(setting[measure]) for measure in MEASURES],
-        rank_distance=rank_text(metrics["language_bias"]["rank_distance"]) if key == "multilingual" else "",
-        cells=count_text(setting["cells"]),
-        queries=count_text(setting["queries"]),
+def _compared_bias(key: str, biases: Sequence[Metrics]) -> ComparedRow:
+    measure = BIAS[key]
+    numbers = [bias[key] for bias in biases]
+    if key == "friedman_p":  # p-values have no difference worth printing
+        return ComparedRow(measure.label, measure.direction, [Value(measure.text(number)) for number in numbers])
+    best_of = {-1: min, 1: max, 0: None}[measure.sign]
+    return ComparedRow(measure.label, measure.direction, _compared(numbers, measure.text, best_of, _bias_digits(key)))
+
+
+def _bias_digits(key: str) -> int:
+    return 1 if key in RANK_MEASURES else 2 if key == "rank_distance_log2" else 4
+
+
+def _comparison_profile(grids: Iterable[np.ndarray]) -> str:
+    """The first column of PROFILE_ORDER in which a system has scores."""
+    profiles = [language_profile(grid) for grid in grids]
+    return next(
+        (name for name in PROFILE_ORDER if any(np.isfinite(profile[name]).any() for profile in profiles)),
+        PROFILE_ORDER[0],
     )
 
 
-def _headline(metrics: Sequence[Mapping[str, Any]]) -> list[list[Value]]:
-    """A row per system: each measure of each setting, then rank distance."""
-    columns = [
-        compared_scores([system[key][measure] for system in metrics]) for key in SETTINGS for measure in MEASURES
-    ]
-    columns.append(compared_ranks([system["language_bias"]["rank_distance"] for system in metrics]))
-    return [list(row) for row in zip(*columns, strict=True)]
-
-
-def _profile(grid: Grid) -> dict[str, list[float]]:
-    """Columns of the per-language table from the mAP grid (L, L + 1)."""
-    pairs = grid[:, :-1]
-    cross_lingual = np.where(np.eye(len(pairs), dtype=bool), np.nan, pairs)
-    return {
-        "Monolingual": list(np.diagonal(pairs)),
-        "Cross-lingual, as query": [_mean(row) for row in cross_lingual],
-        "Cross-lingual, as candidates": [_mean(column) for column in cross_lingual.T],
-        "Multilingual": list(grid[:, -1]),
-    }
-
-
-def _mean(scores: Iterable[float | None]) -> float:
-    """Mean of the scores that are defined; NaN if none is."""
-    defined = [score for score in scores if _defined(score)]
-    return sum(defined) / len(defined) if defined else math.nan
-
-
-def _language_table(
+def _compared_languages(
+    grids: Mapping[str, np.ndarray],
     codes: Sequence[str],
-    columns: Mapping[str, Column],
-    row_values: RowValues,
+    hub: str | None,
+    profile: str,
     seen_languages: Sequence[str] | None,
 ) -> LanguageTable:
-    seen = None if seen_languages is None else checked_codes(seen_languages, "seen_languages")
-    rows = [
-        LanguageRow(
-            language(code), None if seen is None else code in seen, row_values([c[i] for c in columns.values()])
-        )
-        for i, code in enumerate(codes)
-    ]
-    means = []
-    for label, group in _groups(codes, seen):
-        values = [_mean(column[i] for i in group) for column in columns.values()]
-        means.append(MeanRow(f"Mean of {label} ({len(group)})", row_values(values)))
-    return LanguageTable(list(columns), rows, means)
+    columns = [language_profile(grid)[profile] for grid in grids.values()]
+    shown = [i for i, code in enumerate(codes) if code != hub and any(defined(column[i]) for column in columns)]
+    return language_table(
+        [codes[i] for i in shown],
+        [ColumnGroup(name, [name]) for name in grids],
+        [[column[i] for i in shown] for column in columns],
+        compared_scores,
+        seen_languages,
+    )
 
 
-def _groups(codes: Sequence[str], seen: Sequence[str] | None) -> list[tuple[str, list[int]]]:
-    """Name and row numbers of the groups with a language in them: all, and seen and unseen where known."""
-    groups = {"all languages": list(range(len(codes)))}
-    if seen is not None:
-        groups["languages seen"] = [i for i, code in enumerate(codes) if code in seen]
-        groups["languages unseen"] = [i for i, code in enumerate(codes) if code not in seen]
-    return [(label, group) for label, group in groups.items() if group]
+# Significance
 
 
-def _bars(values: Mapping[str, float | None], codes: Sequence[str], text: NumberText) -> list[Bar]:
-    longest = max((value or 0.0 for value in values.values()), default=0.0)
+def _significance(significance: Mapping[str, Any], names: Sequence[str], codes: Sequence[str]) -> list[Significance]:
+    compared = (significance, *significance["comparisons"])
+    return [_system_significance(one, name, codes) for name, one in zip(names[1:], compared, strict=True)]
+
+
+def _system_significance(compared: Mapping[str, Any], name: str, codes: Sequence[str]) -> Significance:
+    cells = compared["cells"]
+    tested = [cell["mAP"] for cell in cells if cell["mAP"] is not None]
+    higher, lower = (sum(_is_significant(row) and sign * row["difference"] > 0 for row in tested) for sign in (1, -1))
+    matrix = is_matrix(cells)
+    return Significance(
+        name,
+        settings=[
+            TestedRow(measure, "", [_tested((compared["settings"][key] or {}).get(measure)) for key in SETTINGS])
+            for measure in MEASURES
+        ],
+        bias=[
+            TestedRow(BIAS[key].label, BIAS[key].direction, [_tested(row, _bias_digits(key))])
+            for key, row in compared["language_bias"].items()
+            if row is not None
+        ],
+        counts=(len(tested), higher, lower),
+        heatmap=_difference_map(cells, codes, name) if matrix else None,
+        pairs=[] if matrix else _significant_pairs(cells),
+        groups=[
+            TestedGroup(GROUPINGS[grouping], rows)
+            for grouping, groups in compared["groups"].items()
+            if (rows := _group_rows(groups))
+        ],
+    )
+
+
+def _tested(row: Mapping[str, Any] | None, digits: int = 4) -> Tested | None:
+    if row is None:
+        return None
+    low, high = (difference_text(row[end], digits) for end in ("low", "high"))
+    effect = row["effect_size"]
+    return Tested(
+        difference_text(row["difference"], digits),
+        f"{low} to {high}",
+        probability_text(row["p_holm"]),
+        NOT_DEFINED if effect is None else difference_text(effect, 2),
+        _is_significant(row),
+    )
+
+
+def _is_significant(row: Mapping[str, Any]) -> bool:
+    return bool(row["p_holm"] < SIGNIFICANCE_LEVEL)
+
+
+def _difference_map(cells: Sequence[Mapping[str, Any]], codes: Sequence[str], name: str) -> Heatmap:
+    def grid(value: Callable[[Mapping[str, Any]], float]) -> np.ndarray:
+        rows = [{**cell, "mAP": None if cell["mAP"] is None else value(cell["mAP"])} for cell in cells]
+        return score_grid(rows, codes, "mAP")
+
+    marked = grid(lambda row: float(_is_significant(row))) == 1
+    return difference_heatmap(name, grid(lambda row: row["difference"]), codes, marked)
+
+
+def _significant_pairs(cells: Sequence[Mapping[str, Any]]) -> list[TestedRow]:
+    significant = [cell for cell in cells if cell["mAP"] is not None and _is_significant(cell["mAP"])]
+    significant.sort(key=lambda cell: -abs(cell["mAP"]["difference"]))
     return [
-        Bar(
-            language(code),
-            text(values[code]),
-            percent=100 * (values[code] or 0.0) / longest if longest else 0.0,
-        )
-        for code in codes
+        TestedRow(f"{cell['query_language']} → {cell['candidate_language']}", "", [_tested(cell["mAP"])])
+        for cell in significant
     ]
 
 
-# Heatmaps
-
-
-def _heatmap(caption: str, grid: Grid, codes: Sequence[str], scales: GridScales) -> Heatmap:
-    row_scales = [*[scales.pairs] * len(codes), scales.merged]
+def _group_rows(groups: Mapping[str, Mapping[str, Any]]) -> list[TestedRow]:
     rows = [
-        HeatRow(
-            language(code),
-            [_heat_cell(float(v), scale) for v, scale in zip(scores, row_scales, strict=True)],
-        )
-        for code, scores in zip(codes, grid, strict=True)
+        TestedRow(group, "", [_tested(by_setting[key]) for key in SETTINGS]) for group, by_setting in groups.items()
     ]
-    return Heatmap(caption, rows, _legend(scales.pairs), _legend(scales.merged))
-
-
-def _heat_cell(value: float, scale: Scale) -> HeatCell:
-    if math.isnan(value):
-        return HeatCell(NOT_DEFINED)
-    colour = background(scale.position(value))
-    return HeatCell(short_score(value), colour, ink(colour))
-
-
-def _legend(scale: Scale) -> Legend:
-    colours = [background(float(position)) for position in np.linspace(0, 1, LEGEND_STOPS)]
-    return Legend(short_score(scale.low), short_score(scale.high), colours)
+    return [row for row in rows if any(row.tests)]

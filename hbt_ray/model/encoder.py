@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -24,6 +24,8 @@ PACKAGE_SCHEME = "package:"
 PROMPTS_FILE = "config_sentence_transformers.json"
 LENGTH_FILE = "sentence_bert_config.json"
 MODULES_FILE = "modules.json"
+CPU_TOKENS = 1024  # of a batch: its activations stay in the cores' caches (measured by benchmarks/encoding.py)
+GPU_TOKENS = 32_768  # of a batch: hundreds of passages, under 2 GiB of activations for a model of 1024 dimensions
 TOKENIZER_FILES = ("tokenizer.json", "sentencepiece.bpe.model", "vocab.txt", "spiece.model", "tokenizer.model")
 
 
@@ -183,15 +185,63 @@ class TextEncoder:
         self._encoder.eval().to(device)
         self._device = device
 
+    @property
+    def width(self) -> int:
+        """D, the length of an embedding."""
+        return self._encoder.width
+
     @torch.inference_mode()
-    def encode(self, texts: Sequence[str], prefix: str = "", batch_size: int = 64) -> npt.NDArray[np.float32]:
-        """float32 [len(texts), D] in the order of `texts`; batches are made of texts of similar length."""
-        ids = self._tokenizer([prefix + text for text in texts], truncation=True, max_length=self.settings.max_tokens)
-        token_ids = ids["input_ids"]
-        by_length = sorted(range(len(texts)), key=lambda i: len(token_ids[i]))
-        result = np.empty((len(texts), self._encoder.width), dtype=np.float32)
-        for start in range(0, len(texts), batch_size):
-            rows = by_length[start : start + batch_size]
-            padded, mask = pad([token_ids[i] for i in rows], self._tokenizer.pad_token_id)
-            result[rows] = self._encoder(padded.to(self._device), mask.to(self._device)).cpu().numpy()
-        return result
+    def encode(
+        self, texts: Sequence[str], prefix: str = "", token_budget: int | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Unit-length vectors of the texts with `prefix` before each; float32 on every device.
+
+        Batches are made of texts of nearly the same token count, so that little of them is padding. Which texts
+        share a batch changes a vector in its last bits only (about 1e-7).
+
+        Args:
+            texts: any number; their tokens and vectors are held at once, so hand over large corpora in chunks.
+            prefix: put before every text.
+            token_budget: tokens of a batch, padding included; a text that has more is a batch of its own.
+                None: as much as keeps the caches of a CPU, or a GPU, busy.
+
+        Returns:
+            float32 [len(texts), D] in the order of `texts`.
+        """
+        budget = token_budget or (CPU_TOKENS if self._device == "cpu" else GPU_TOKENS)
+        token_ids = self._token_ids([prefix + text for text in texts])
+        # The result stays on the device until the end, so that a GPU need not wait for the next batch's padding.
+        result = torch.empty((len(texts), self.width), dtype=torch.float32, device=self._device)
+        for rows in token_batches([len(ids) for ids in token_ids], budget):
+            ids, mask = pad([token_ids[row] for row in rows], self._tokenizer.pad_token_id)
+            result[torch.from_numpy(rows)] = self._encoder(ids.to(self._device), mask.to(self._device))
+        vectors: npt.NDArray[np.float32] = result.cpu().numpy()
+        return vectors
+
+    def _token_ids(self, texts: list[str]) -> list[list[int]]:
+        if not texts:  # which tokenizers refuse
+            return []
+        tokens = self._tokenizer(
+            texts,
+            truncation=True,
+            max_length=self.settings.max_tokens,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
+        return tokens["input_ids"]  # type: ignore[no-any-return]
+
+
+def token_batches(lengths: Sequence[int], budget: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Rows of batches, longest texts first: rows x longest <= `budget`, but at least one row.
+
+    Args:
+        lengths: tokens of each text.
+        budget: tokens of a batch, padding included.
+    """
+    longest_first = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
+    start = 0
+    while start < len(longest_first):
+        longest = max(1, lengths[longest_first[start]])
+        stop = start + max(1, budget // longest)
+        yield longest_first[start:stop]
+        start = stop

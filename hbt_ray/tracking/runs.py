@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,22 +75,18 @@ class TrackedRun:
         except MlflowException as error:
             logger.warning("MLflow did not take %d metrics, will try again: %s", len(self._pending), error)
 
-    def log_evaluation(self, metrics: Mapping[str, Any], folder: Path) -> None:
-        """The headline figures of an evaluation as metrics, its folder as artifacts."""
-        benchmark = metrics["benchmark"]
-        figures = {
-            f"{benchmark}/{setting}/{name}": value
-            for setting in ("monolingual", "cross_lingual", "multilingual")
-            for name, value in metrics[setting].items()
-            if value is not None and name not in ("cells", "queries")
-        }
-        distance = metrics["language_bias"]["rank_distance"]
-        if distance is not None:
-            figures[f"{benchmark}/language_bias/rank_distance"] = distance
+    def log_evaluation(self, metrics: Mapping[str, Any], cells: Iterable[Mapping[str, Any]], folder: Path) -> None:
+        """An evaluation's figures as metrics with stable names, its folder (figures, report, tables) as artifacts.
+
+        Names: <benchmark>/<setting>/<measure>[/low|/high], <benchmark>/language_bias/<measure>[/low|/high] and
+        <benchmark>/cells/<query language>-<candidate language>/<measure>.
+        """
+        benchmark = metric_name(metrics["benchmark"])
+        figures = evaluation_figures(metrics, cells)
         now = int(time.time() * 1000)
-        self.client.log_batch(
-            self.run_id, metrics=[Metric(metric_name(name), float(value), now, 0) for name, value in figures.items()]
-        )
+        entries = [Metric(metric_name(name), value, now, 0) for name, value in figures.items()]
+        for start in range(0, len(entries), MAX_BATCH):
+            self.client.log_batch(self.run_id, metrics=entries[start : start + MAX_BATCH])
         self.client.set_tag(self.run_id, f"signature.{benchmark}", metrics["signature"])
         self.client.log_artifacts(self.run_id, str(folder), f"evaluation/{benchmark}")
 
@@ -149,9 +145,26 @@ def _experiment_id(client: MlflowClient, store: Store, name: str) -> str:
     return str(client.create_experiment(name, artifact_location=store.artifact_root))
 
 
+def evaluation_figures(metrics: Mapping[str, Any], cells: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Every defined number of an evaluation under its name; what is undefined has none."""
+    benchmark = metrics["benchmark"]
+    figures: dict[str, float] = {}
+    for section in ("monolingual", "cross_lingual", "multilingual", "language_bias"):
+        values = metrics[section]
+        for name, value in values.items():
+            if isinstance(value, float):
+                figures[f"{benchmark}/{section}/{name}"] = value
+        for name, (low, high) in values["intervals"].items():
+            figures |= {f"{benchmark}/{section}/{name}/low": low, f"{benchmark}/{section}/{name}/high": high}
+    for cell in cells:
+        pair = f"{cell['query_language']}-{cell['candidate_language']}"
+        figures |= {f"{benchmark}/cells/{pair}/{k}": v for k, v in cell.items() if isinstance(v, float)}
+    return figures
+
+
 def metric_name(name: str) -> str:
-    """MLflow allows no @ in names: R@1 becomes R_at_1."""
-    return name.replace("@", "_at_")
+    """MLflow allows neither @ nor + in names: R@1 becomes R_at_1, xquad-r+context xquad-r_plus_context."""
+    return name.replace("@", "_at_").replace("+", "_plus_")
 
 
 def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,88 +1,31 @@
-"""Evaluation benchmarks in LAReQA format (Roy et al. 2020): queries, candidate sentences, qrels per language.
+"""Benchmarks in LAReQA format (Roy et al. 2020): XQuAD-R, MLQA-R and the sample.
 
 A question has the same id in every language that has it, and exactly one relevant candidate in each: so the
-multilingual relevant set of a question is found by its id alone.
+relevant candidates of a question in all languages are found by its id alone.
 """
 
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hbt_ray.errors import BenchmarkError, ConfigError
+from hbt_ray.evaluation.benchmarks.collection import Benchmark, Collection, Texts, chosen_languages, qrels_of
+from hbt_ray.evaluation.benchmarks.lines import unreadable
 from hbt_ray.languages import checked_codes
 
 XQUAD_R_LANGUAGES = ("ar", "de", "el", "en", "es", "hi", "ru", "th", "tr", "vi", "zh")
 MLQA_R_LANGUAGES = ("ar", "de", "en", "es", "hi", "vi", "zh")
-BENCHMARK_LANGUAGES = {"xquad-r": XQUAD_R_LANGUAGES, "mlqa-r": MLQA_R_LANGUAGES, "sample": XQUAD_R_LANGUAGES}
+LAREQA_LANGUAGES = {"xquad-r": XQUAD_R_LANGUAGES, "mlqa-r": MLQA_R_LANGUAGES, "sample": XQUAD_R_LANGUAGES}
+
+SENTENCE, SENTENCE_CONTEXT = "sentence", "sentence+context"  # what a candidate's text is
 
 _FILE_ENDINGS = (".json", ".json.gz")
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """Queries, candidates and relevance of several languages; all lists are in file order.
-
-    Args:
-        name: what reports call it.
-        languages: the languages, in the order of every matrix over them.
-        query_ids: language -> question ids, unique within the language.
-        queries: language -> question texts, parallel to `query_ids`.
-        candidates: language -> candidate texts, not de-duplicated, at least one.
-        relevant: language -> question id -> index of its one relevant candidate in `candidates[language]`;
-            holds every id of that language's `query_ids`.
-    """
-
-    name: str
-    languages: tuple[str, ...]
-    query_ids: Mapping[str, tuple[str, ...]]
-    queries: Mapping[str, tuple[str, ...]]
-    candidates: Mapping[str, tuple[str, ...]]
-    relevant: Mapping[str, Mapping[str, int]]
-
-    @property
-    def query_count(self) -> int:
-        """Queries of all languages together."""
-        return sum(len(self.queries[language]) for language in self.languages)
-
-    @property
-    def candidate_count(self) -> int:
-        """Candidates of all languages together: the size of the multilingual pool."""
-        return sum(len(self.candidates[language]) for language in self.languages)
-
-    @cached_property
-    def data_hash(self) -> str:
-        """sha256 (hex) of texts, ids and relevance; the order in which languages were named does not matter."""
-        digest = sha256()
-        for language in sorted(self.languages):
-            ids = self.query_ids[language]
-            indices = [self.relevant[language][query_id] for query_id in ids]
-            content = [language, ids, self.queries[language], self.candidates[language], indices]
-            digest.update(json.dumps(content).encode())
-        return digest.hexdigest()
-
-    def relevant_indices(self, query_language: str) -> NDArray[np.int64]:
-        """Relevant candidates of the queries of one language, int64 [queries, languages].
-
-        Column l holds the index in `candidates[languages[l]]`, -1 where that language lacks the question.
-        """
-        return np.array(
-            [
-                [self.relevant[language].get(query_id, -1) for language in self.languages]
-                for query_id in self.query_ids[query_language]
-            ],
-            dtype=np.int64,
-        ).reshape(-1, len(self.languages))
 
 
 class _Record(BaseModel):
@@ -113,45 +56,52 @@ class _LareqaFile(_Record):
     data: list[_Article]
 
 
-def load_benchmark(name: str, data: Path, languages: Sequence[str] | None = None) -> Benchmark:
+def load_published(
+    name: str, data: Path, languages: Sequence[str] | None = None, *, candidate_text: str = SENTENCE
+) -> Benchmark:
     """The benchmark `xquad-r`, `mlqa-r` or `sample`, from `data` itself or its subfolder of that name.
 
     Args:
-        name: a key of BENCHMARK_LANGUAGES, which also gives the languages when none are asked for.
+        name: a key of LAREQA_LANGUAGES, which also gives the languages when none are asked for.
         data: the folder with the language files, or the folder above it. The sample is also found in
             `data/benchmark`.
-        languages: the languages to load.
+        languages: the languages to load, among those of the benchmark.
+        candidate_text: as `load_lareqa`.
 
     Raises:
-        ConfigError: an unknown benchmark or language.
+        ConfigError: a language that the benchmark lacks, or as `load_lareqa`.
         BenchmarkError: no folder with language files, or as `load_lareqa`.
     """
-    if name not in BENCHMARK_LANGUAGES:
-        raise ConfigError(
-            "benchmark", repr(name), f"one of {', '.join(BENCHMARK_LANGUAGES)}", "Choose one of these names."
-        )
-    wanted = BENCHMARK_LANGUAGES[name] if languages is None else tuple(languages)
-    return load_lareqa(_benchmark_folder(name, data, wanted), name, wanted)
+    wanted = chosen_languages(languages, LAREQA_LANGUAGES[name], name)
+    return load_lareqa(_benchmark_folder(name, data, wanted), name, wanted, candidate_text=candidate_text)
 
 
-def load_lareqa(folder: Path, name: str, languages: Sequence[str] | None = None) -> Benchmark:
+def load_lareqa(
+    folder: Path, name: str, languages: Sequence[str] | None = None, *, candidate_text: str = SENTENCE
+) -> Benchmark:
     """A benchmark from `<lang>.json` or `<lang>.json.gz` (the plain file wins) in LAReQA format.
 
-    Candidates are all sentences `context[start:end]` of all paragraphs in file order. The relevant candidate
-    of a question is the sentence of its own paragraph with `start <= answer_start < end`: the start of the
-    answer counts, not its span.
+    Candidates are all sentences `context[start:end]` of all paragraphs in file order, with the ids
+    `{language}_{paragraph}_{sentence}`. The relevant candidate of a question is the sentence of its own paragraph
+    with `start <= answer_start < end`: the start of the answer counts, not its span.
 
     Args:
         folder: where the language files are.
-        name: the name given to the benchmark.
+        name: the name given to the benchmark; `+context` is appended for "sentence+context".
         languages: the languages to load; by default every language with a file, in alphabetical order.
+        candidate_text: "sentence", or "sentence+context" for the sentence, one space and its whole paragraph
+            (LAReQA encodes a sentence together with its paragraph). Ids and relevance are the same.
 
     Raises:
-        ConfigError: no language, an unknown one or one named twice.
+        ConfigError: no language, an unknown one or one named twice; an unknown `candidate_text`.
         BenchmarkError: a missing folder or file, an unreadable file, a missing or ill-typed key, a sentence
             outside its context, a question id used twice, a question without exactly one relevant sentence,
             or a file without questions.
     """
+    if candidate_text not in (SENTENCE, SENTENCE_CONTEXT):
+        raise ConfigError(
+            "candidate_text", repr(candidate_text), f"{SENTENCE!r} or {SENTENCE_CONTEXT!r}", "Choose one of the two."
+        )
     if not folder.is_dir():
         raise BenchmarkError(
             str(folder), "no such folder", "a folder of language files", "Give the folder that holds them."
@@ -159,15 +109,38 @@ def load_lareqa(folder: Path, name: str, languages: Sequence[str] | None = None)
     codes = checked_codes(_languages_in(folder) if languages is None else languages)
     if not codes:
         raise ConfigError("languages", "none", "at least one language", f"Name a language that {folder} has.")
-    parsed = {code: _read_language(_language_file(folder, code)) for code in codes}
-    return Benchmark(
-        name=name,
-        languages=codes,
-        query_ids={code: part.query_ids for code, part in parsed.items()},
-        queries={code: part.queries for code, part in parsed.items()},
-        candidates={code: part.candidates for code, part in parsed.items()},
-        relevant={code: part.relevant for code, part in parsed.items()},
+    with_context = candidate_text == SENTENCE_CONTEXT
+    files = {code: _language_file(folder, code) for code in codes}
+    parts = {code: _read_language(file, code, with_context) for code, file in files.items()}
+    candidates = {code: part.candidates for code, part in parts.items()}
+    full_name = f"{name}+context" if with_context else name
+    collection = Collection(
+        name=full_name,
+        queries={code: part.queries for code, part in parts.items()},
+        candidates=candidates,
+        qrels={
+            code: qrels_of(part.queries, _judgements(part.queries.ids, parts), candidates, str(files[code]))
+            for code, part in parts.items()
+        },
+        merged_pool=len(codes) > 1,
+        parallel=True,
     )
+    return Benchmark(full_name, (collection,))
+
+
+@dataclass(frozen=True)
+class _LanguagePart:
+    queries: Texts
+    candidates: Texts
+    relevant: dict[str, str]  # question id -> candidate id
+
+
+def _judgements(questions: Sequence[str], parts: dict[str, _LanguagePart]) -> dict[str, dict[tuple[str, str], int]]:
+    """Every language's relevant candidate of each question that it has, with grade 1."""
+    return {
+        question: {(code, part.relevant[question]): 1 for code, part in parts.items() if question in part.relevant}
+        for question in questions
+    }
 
 
 def _benchmark_folder(name: str, data: Path, languages: Sequence[str]) -> Path:
@@ -200,38 +173,33 @@ def _language_file(folder: Path, language: str) -> Path:
     )
 
 
-@dataclass(frozen=True)
-class _LanguagePart:
-    query_ids: tuple[str, ...]
-    queries: tuple[str, ...]
-    candidates: tuple[str, ...]
-    relevant: dict[str, int]
-
-
-def _read_language(path: Path) -> _LanguagePart:
-    queries: list[str] = []
-    candidates: list[str] = []
-    relevant: dict[str, int] = {}
+def _read_language(path: Path, language: str, with_context: bool) -> _LanguagePart:
+    questions: list[str] = []
+    candidates: dict[str, str] = {}
+    relevant: dict[str, str] = {}
     paragraphs = [paragraph for article in _parse(path).data for paragraph in article.paragraphs]
     for number, paragraph in enumerate(paragraphs):
-        offset = len(candidates)
-        candidates += _sentences(paragraph, f"{path}: paragraph {number}")
+        for position, sentence in enumerate(_sentences(paragraph, f"{path}: paragraph {number}")):
+            text = f"{sentence} {paragraph.context}" if with_context else sentence
+            candidates[f"{language}_{number}_{position}"] = text
         for question in paragraph.qas:
             where = f"{path}: paragraph {number}: question {question.id!r}"
             if question.id in relevant:
                 raise BenchmarkError(where, "this id twice", "unique ids", "Remove or rename one question.")
-            relevant[question.id] = offset + _relevant_sentence(paragraph, question, where)
-            queries.append(question.question)
-    if not queries:
+            relevant[question.id] = f"{language}_{number}_{_relevant_sentence(paragraph, question, where)}"
+            questions.append(question.question)
+    if not questions:
         raise BenchmarkError(str(path), "no question", "at least one", "Leave this language out.")
-    return _LanguagePart(tuple(relevant), tuple(queries), tuple(candidates), relevant)
+    return _LanguagePart(
+        Texts(tuple(relevant), tuple(questions)), Texts(tuple(candidates), tuple(candidates.values())), relevant
+    )
 
 
 def _parse(path: Path) -> _LareqaFile:
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise BenchmarkError(str(path), error, "a readable file", "Fetch the file again.") from error
+        raise unreadable(path, error) from error
     try:
         return _LareqaFile.model_validate_json(raw)
     except ValidationError as error:

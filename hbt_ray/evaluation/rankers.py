@@ -1,0 +1,177 @@
+"""Where the ranking of a collection runs: in this process, as query blocks on Ray actors, or as FAISS shards there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from hbt_ray.errors import ConfigError, ResourceError
+from hbt_ray.evaluation.benchmarks import Collection
+from hbt_ray.evaluation.embeddings import Embeddings, FloatArray
+from hbt_ray.evaluation.matrix import relevant_columns
+from hbt_ray.evaluation.ranking import (
+    Pool,
+    Ranks,
+    Relevant,
+    candidate_pool,
+    join_ranks,
+    query_blocks,
+    rank_queries,
+)
+
+if TYPE_CHECKING:
+    from hbt_ray.evaluation.search import Shard
+
+RANKINGS = ("auto", "scores", "faiss")
+SHARD_CANDIDATES = 250_000  # of one FAISS index: 384 MB at 384 dimensions
+
+Ranker: TypeAlias = Callable[[Collection, Embeddings], dict[str, Ranks]]
+
+
+def rank_here(collection: Collection, embeddings: Embeddings) -> dict[str, Ranks]:
+    """Ranks of every query language's relevant candidates, in this process with all its cores."""
+    pool = merged_pool(collection, embeddings)
+    return {
+        language: rank_queries(
+            embeddings.queries[language], pool, relevant_columns(collection.qrels[language], pool.starts)
+        )
+        for language in collection.queries
+    }
+
+
+def merged_pool(collection: Collection, embeddings: Embeddings) -> Pool:
+    """The candidates of all languages, in the collection's order of languages."""
+    return candidate_pool([embeddings.candidates[language] for language in collection.candidates])
+
+
+def check_actors(actors: int) -> None:
+    """Refuse what would wait for ever. Raises ConfigError (no actor), ResourceError (no Ray, too few CPUs)."""
+    import ray
+
+    if actors < 1:
+        raise ConfigError("actors", actors, "at least 1", "Ask for one actor or more.")
+    if not ray.is_initialized():
+        raise ResourceError("Ray", "no connection", "an initialised Ray", "Call `ray.init` first.")
+    cpus = int(ray.cluster_resources().get("CPU", 0))
+    if actors > cpus:
+        raise ResourceError("actors", actors, f"at most {cpus}, the CPUs of the cluster", "Lower `actors`.")
+
+
+def ray_ranker(actors: int) -> Ranker:
+    """A ranker that spreads query blocks over Ray actors of one thread each; Ray must be initialised.
+
+    The pool is put once into the object store, and actors on one node share that copy.
+
+    Raises:
+        ConfigError: fewer than one actor.
+        ResourceError: Ray is not initialised, or has fewer CPUs than actors.
+    """
+    check_actors(actors)
+
+    def rank(collection: Collection, embeddings: Embeddings) -> dict[str, Ranks]:
+        return _rank_on_ray(collection, embeddings, actors)
+
+    return rank
+
+
+def faiss_ranker(actors: int, depth: int) -> Ranker:
+    """A ranker that searches FAISS shards on Ray actors and knows ranks up to `depth`; Ray must be initialised.
+
+    Raises:
+        ConfigError: fewer than one actor, or as `search_shards`.
+        ResourceError: Ray is not initialised, has fewer CPUs than actors, or FAISS is not installed.
+    """
+    from hbt_ray.evaluation.search import import_faiss
+
+    check_actors(actors)
+    import_faiss()
+
+    def rank(collection: Collection, embeddings: Embeddings) -> dict[str, Ranks]:
+        return _rank_with_faiss(collection, embeddings, actors, depth)
+
+    return rank
+
+
+def check_depth(collection: Collection, depth: int) -> None:
+    """Refuse a search depth that a pool does not have. Raises ConfigError."""
+    size = sum(map(len, collection.candidates.values()))
+    if depth > size:
+        raise ConfigError("--depth", depth, f"at most {size}, the candidates of {collection.name}", "Lower it.")
+
+
+class _RankingActor:
+    """Ranks query blocks against the pool."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def rank(self, queries: FloatArray, relevant: Relevant) -> Ranks:
+        return rank_queries(queries, self._pool, relevant, threads=1)
+
+
+def _rank_on_ray(collection: Collection, embeddings: Embeddings, actors: int) -> dict[str, Ranks]:
+    import ray
+    from ray.util import ActorPool
+
+    pool = merged_pool(collection, embeddings)
+    reference = ray.put(pool)
+    # No logical CPU: they work while the encoding actors, which keep theirs for the next collection, do nothing.
+    workers: Any = ray.remote(num_cpus=0, scheduling_strategy="SPREAD")(_RankingActor)
+    relevant = {code: relevant_columns(qrels, pool.starts) for code, qrels in collection.qrels.items()}
+    blocks = [
+        (language, block) for language, texts in collection.queries.items() for block in query_blocks(len(texts.ids))
+    ]
+    ranked = ActorPool([workers.remote(reference) for _ in range(actors)]).map(
+        lambda actor, at: actor.rank.remote(embeddings.queries[at[0]][at[1]], rows_of_relevant(relevant[at[0]], at[1])),
+        blocks,
+    )
+    by_language: dict[str, list[Ranks]] = {language: [] for language in collection.queries}
+    for (language, _), ranks in zip(blocks, ranked, strict=True):
+        by_language[language].append(ranks)
+    return {language: join_ranks(parts) for language, parts in by_language.items()}
+
+
+def rows_of_relevant(relevant: Relevant, block: slice) -> Relevant:
+    """The relevant candidates of a block of queries."""
+    offsets = relevant.offsets[block.start : block.stop + 1]
+    return Relevant(offsets - offsets[0], relevant.columns[offsets[0] : offsets[-1]])
+
+
+def _rank_with_faiss(collection: Collection, embeddings: Embeddings, actors: int, depth: int) -> dict[str, Ranks]:
+    """One search for the queries of all languages, so that each shard is indexed once."""
+    from hbt_ray.evaluation.search import search_shards
+
+    starts = np.array([0, *accumulate(map(len, collection.candidates.values()))], dtype=np.int64)
+    relevant = [relevant_columns(qrels, starts) for qrels in collection.qrels.values()]
+    together = Relevant(
+        np.concatenate([[0], *(part.offsets[1:] + first for part, first in _with_first_entry(relevant))]),
+        np.concatenate([part.columns for part in relevant]),
+    )
+    queries = np.concatenate([embeddings.queries[language] for language in collection.queries])
+    ranks = search_shards(queries, _shards(collection, embeddings), together, depth, actors).ranks
+    entries = pairwise(accumulate((len(part.columns) for part in relevant), initial=0))
+    rows = pairwise(accumulate(map(len, collection.queries.values()), initial=0))
+    return {
+        language: Ranks(ranks.cell[slice(*entry)], ranks.pool[slice(*entry)], ranks.top[slice(*row)])
+        for language, entry, row in zip(collection.queries, entries, rows, strict=True)
+    }
+
+
+def _with_first_entry(relevant: list[Relevant]) -> Iterator[tuple[Relevant, int]]:
+    """Each part with the number of entries before it."""
+    return zip(relevant, accumulate((len(part.columns) for part in relevant[:-1]), initial=0), strict=True)
+
+
+def _shards(collection: Collection, embeddings: Embeddings) -> list[Shard]:
+    from hbt_ray.evaluation.search import Shard
+
+    shards, first = [], 0
+    for number, language in enumerate(collection.candidates):
+        vectors = embeddings.candidates[language]
+        for start in range(0, len(vectors), SHARD_CANDIDATES):
+            shards.append(Shard(number, vectors[start : start + SHARD_CANDIDATES], first + start))
+        first += len(vectors)
+    return shards
