@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -13,6 +13,7 @@ from hbt_ray.evaluation.benchmarks import Collection
 from hbt_ray.evaluation.embeddings import Embeddings, FloatArray
 from hbt_ray.evaluation.matrix import relevant_columns
 from hbt_ray.evaluation.ranking import (
+    IntArray,
     Pool,
     Ranks,
     Relevant,
@@ -34,12 +35,8 @@ Ranker: TypeAlias = Callable[[Collection, Embeddings], dict[str, Ranks]]
 def rank_here(collection: Collection, embeddings: Embeddings) -> dict[str, Ranks]:
     """Ranks of every query language's relevant candidates, in this process with all its cores."""
     pool = merged_pool(collection, embeddings)
-    return {
-        language: rank_queries(
-            embeddings.queries[language], pool, relevant_columns(collection.qrels[language], pool.starts)
-        )
-        for language in collection.queries
-    }
+    queries, relevant = _all_queries(collection, embeddings, pool.starts)
+    return _by_language(collection, rank_queries(queries, pool, relevant))
 
 
 def merged_pool(collection: Collection, embeddings: Embeddings) -> Pool:
@@ -145,24 +142,29 @@ def _rank_with_faiss(collection: Collection, embeddings: Embeddings, actors: int
     from hbt_ray.evaluation.search import search_shards
 
     starts = np.array([0, *accumulate(map(len, collection.candidates.values()))], dtype=np.int64)
-    relevant = [relevant_columns(qrels, starts) for qrels in collection.qrels.values()]
-    together = Relevant(
-        np.concatenate([[0], *(part.offsets[1:] + first for part, first in _with_first_entry(relevant))]),
-        np.concatenate([part.columns for part in relevant]),
+    queries, relevant = _all_queries(collection, embeddings, starts)
+    return _by_language(
+        collection, search_shards(queries, _shards(collection, embeddings), relevant, depth, actors).ranks
     )
-    queries = np.concatenate([embeddings.queries[language] for language in collection.queries])
-    ranks = search_shards(queries, _shards(collection, embeddings), together, depth, actors).ranks
-    entries = pairwise(accumulate((len(part.columns) for part in relevant), initial=0))
+
+
+def _all_queries(collection: Collection, embeddings: Embeddings, starts: IntArray) -> tuple[FloatArray, Relevant]:
+    """The queries of all languages, one after the other, with their relevant candidates."""
+    parts = [relevant_columns(qrels, starts) for qrels in collection.qrels.values()]
+    first = accumulate((len(part.columns) for part in parts[:-1]), initial=0)
+    offsets = [part.offsets[1:] + entries for part, entries in zip(parts, first, strict=True)]
+    queries: FloatArray = np.concatenate([embeddings.queries[language] for language in collection.queries])
+    return queries, Relevant(np.concatenate([[0], *offsets]), np.concatenate([part.columns for part in parts]))
+
+
+def _by_language(collection: Collection, ranks: Ranks) -> dict[str, Ranks]:
+    """The ranks of all queries, as `_all_queries` puts them together, by query language."""
+    entries = pairwise(accumulate((len(qrels.candidate) for qrels in collection.qrels.values()), initial=0))
     rows = pairwise(accumulate(map(len, collection.queries.values()), initial=0))
     return {
         language: Ranks(ranks.cell[slice(*entry)], ranks.pool[slice(*entry)], ranks.top[slice(*row)])
         for language, entry, row in zip(collection.queries, entries, rows, strict=True)
     }
-
-
-def _with_first_entry(relevant: list[Relevant]) -> Iterator[tuple[Relevant, int]]:
-    """Each part with the number of entries before it."""
-    return zip(relevant, accumulate((len(part.columns) for part in relevant[:-1]), initial=0), strict=True)
 
 
 def _shards(collection: Collection, embeddings: Embeddings) -> list[Shard]:
