@@ -39,10 +39,10 @@ Top: TypeAlias = tuple[IntArray, NDArray[np.float64]]  # columns and scores [B, 
 Result = TypeVar("Result")
 
 TOP = 10
-BLOCK_QUERIES = 512
+BLOCK_QUERIES = 1024
 TILE_COLUMNS = 16_320  # 64 x 255: the bytes of 255 words of a mask add up without a carry
 UNDECIDED_SHARE = 1 / 32  # beyond it a float64 product is cheaper than scoring undecided pairs one by one
-STRIP_ROWS = 128  # rows compared at a time: fewer are slower by the number of calls, more by leaving the cache
+STRIP_ROWS = 64  # rows compared at a time: fewer are slower by the number of calls, more by leaving the cache
 CHUNK_NUMBERS = 2**16  # numbers in a temporary array of gathered vectors: 512 KB, for the same reason
 
 
@@ -180,7 +180,7 @@ def rank_queries(queries: FloatArray, pool: Pool, relevant: Relevant, *, threads
     """Ranks of the relevant candidates of queries, at full depth and exact.
 
     Beside the pool and the result, each thread holds BLOCK_QUERIES x TILE_COLUMNS float32 scores at most and the
-    masks of STRIP_ROWS of them: 40 MB, whatever the sizes of queries and pool. Only where scores tie en masse
+    masks of STRIP_ROWS of them: 70 MB, whatever the sizes of queries and pool. Only where scores tie en masse
     it takes several times as much.
 
     Args:
