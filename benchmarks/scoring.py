@@ -5,7 +5,8 @@
 Synthetic embeddings in the shape of XQuAD-R: 1,190 questions in 11 languages against 13,014 sentences, one relevant
 sentence per language. A text is its question's topic, a paragraph's topic shared by five questions, its language,
 and noise, added and normalised; how deep the relevant sentences then lie is printed. The product is `queries @ pool.T`
-in float32 into memory at hand, on all cores. Product, ranks and the whole evaluation take turns within a repeat; a
+in float32 into memory at hand, on all cores; the product in float64, which is what the exact scores would take, in
+blocks. Product, ranks and the whole evaluation take turns within a repeat; a
 ratio is the median of the ratios of the repeats. pytrec_eval and ranx get full-depth runs of all 121 cells and the
 merged pool for a random sample of queries, and their seconds are scaled to all queries (--all-queries to run them all).
 Peak memory is that of a process of its own, with everything it imports; bare imports and data are the row "data".
@@ -29,13 +30,13 @@ from hbt_ray.evaluation.benchmarks import Benchmark, Collection, Qrels, Texts
 from hbt_ray.evaluation.embeddings import Embeddings
 from hbt_ray.evaluation.evaluate import evaluate_embeddings
 from hbt_ray.evaluation.metrics import Judged, query_measures
-from hbt_ray.evaluation.ranking import Pool, Ranks, Relevant, candidate_pool, rank_queries
+from hbt_ray.evaluation.ranking import Pool, Ranks, Relevant, candidate_pool, query_blocks, rank_queries
 
 LANGUAGES = ("ar", "de", "el", "en", "es", "hi", "ru", "th", "tr", "vi", "zh")
 CANDIDATES = (1183,) * 10 + (1184,)
 QUESTIONS_PER_PARAGRAPH = 5
 TREC_MEASURES = {"map": "mAP", "recall_1": "R@1", "recall_10": "R@10", "recall_100": "R@100", "ndcg_cut_10": "nDCG@10"}
-OURS = ("product", "ranks", "evaluation")
+OURS = ("product", "product in float64", "ranks", "evaluation")
 OTHERS = ("pytrec_eval", "ranx")
 
 
@@ -99,8 +100,14 @@ def ways(benchmark: Benchmark, embeddings: Embeddings) -> dict[str, Callable[[],
             scores.append(np.empty((len(queries), len(pool.vectors)), dtype=np.float32))
         np.matmul(queries, pool.vectors.T, out=scores[0])
 
+    def product_in_float64() -> None:
+        candidates = pool.vectors.astype(np.float64).T
+        for block in query_blocks(len(queries)):  # as a whole it would not fit the memory that ranks may take
+            queries[block].astype(np.float64) @ candidates
+
     return {
         "product": product,
+        "product in float64": product_in_float64,
         "ranks": lambda: rank_queries(queries, pool, relevant),
         "evaluation": lambda: evaluate_embeddings(benchmark, {"synthetic": embeddings}),
     }
@@ -246,12 +253,12 @@ def show(result: dict[str, Any]) -> None:
     quantiles = ", ".join(f"{value:.0f}" for value in result["pool_rank_quantiles"])
     print(f"\n{result['dim']} dimensions; ranks in the pool: mean {result['pool_rank_mean']:.0f}, "
           f"10/50/90/99%: {quantiles}")  # fmt: skip
-    print(f"{'':14}{'seconds':>10}{'x product':>11}{'peak MiB':>10}")
+    print(f"{'':19}{'seconds':>10}{'x product':>11}{'peak MiB':>10}")
     for name in ("data", *OURS, *OTHERS):
         seconds = result["seconds"].get(name) or result["others"]["seconds"].get(name)
         ratio = seconds and result["ratio_to_product"].get(name, seconds / result["seconds"]["product"])
         cells = [(seconds, 10, ".2f"), (ratio, 11, ".2f"), (result["peak_mib"].get(name), 10, ".0f")]
-        print(f"{name:14}" + "".join(f"{'-' if value is None else format(value, how):>{width}}"
+        print(f"{name:19}" + "".join(f"{'-' if value is None else format(value, how):>{width}}"
                                      for value, width, how in cells))  # fmt: skip
     others = result["others"]
     print(f"pytrec_eval and ranx: {others['sample']} random queries, scaled to all; memory of pytrec_eval: 11 queries")

@@ -221,7 +221,7 @@ class EvaluationRequest:
         ranking: `scores` (full depth), `faiss` (the best `depth`), or `auto`: scores up to SCORED_CANDIDATES.
         depth: candidates kept per query by FAISS; None for FAISS_DEPTH or the whole of a smaller pool.
         trec: whether to write TREC runs and qrels.
-        trec_depth: candidates per query in them; None for 100 or the whole of a smaller pool.
+        trec_depth: candidates per query in them, None for 100; the whole of a smaller pool.
         save_embeddings: folder to keep the embeddings in.
         cache: folder of embeddings by model, text and prompt, and of the scratch files of large corpora.
     """
@@ -248,9 +248,12 @@ FAISS_DEPTH = 1000
 def evaluate_model(
     model: str,
     request: EvaluationRequest,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Callable[[int, int, str], None] = lambda done, total, part: None,
 ) -> dict[str, Any]:
-    """Encode a benchmark with a model folder or `models:/` address and score every cell; metrics.json's content."""
+    """Encode a benchmark with a model folder or `models:/` address and score every cell; metrics.json's content.
+
+    `on_progress` is told (texts done, texts in all, collection), of one collection after the other.
+    """
     from hbt_ray.evaluation.embeddings import collection_folder, save_embeddings
     from hbt_ray.evaluation.encoding import encode_collection
     from hbt_ray.evaluation.model_card import write_model_card
@@ -272,6 +275,7 @@ def evaluate_model(
     ):
 
         def embed(collection: Collection) -> Embeddings:
+            part = collection.name if len(benchmark.collections) > 1 else ""
             with pools() as pool:
                 embeddings = encode_collection(
                     collection,
@@ -280,7 +284,7 @@ def evaluate_model(
                     model_hash=fingerprint,
                     cache=request.cache,
                     scratch=scratch,
-                    on_progress=on_progress,
+                    on_progress=lambda done, total: on_progress(done, total, part),
                 )
             if request.save_embeddings:
                 save_embeddings(collection_folder(request.save_embeddings, benchmark, collection), embeddings)

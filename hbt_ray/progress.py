@@ -74,11 +74,11 @@ class TrainingProgress(_Reporter):
 
 
 class EncodingProgress(_Reporter):
-    """Takes (texts done, texts in all)."""
+    """Takes (texts done, texts in all, of what)."""
 
-    def texts(self, done: int, total: int) -> None:
-        """Show how many texts are encoded."""
+    def texts(self, done: int, total: int, part: str = "") -> None:
+        """Show how many texts are encoded; `part` names the collection where a benchmark has several."""
         self._total = total
         if self._bar and self._task is not None:
             self._bar.update(self._task, total=total)
-        self.show(done, "texts")
+        self.show(done, f"texts of {part}" if part else "texts")

@@ -54,15 +54,16 @@ def read_cells(out: Path) -> list[dict[str, Any]]:
 
 
 def check_trec_depth(collection: Collection, depth: int) -> None:
-    """Refuse a depth that a pool does not have. Raises ConfigError."""
-    for language, candidates in collection.candidates.items():
-        if depth > len(candidates):
-            raise ConfigError(
-                "--trec-depth",
-                depth,
-                f"at most {len(candidates)}, the candidates of {language} in {collection.name}",
-                "Lower it, or leave it out for the whole of a smaller pool.",
-            )
+    """Refuse a depth that no pool of the collection has. Raises ConfigError."""
+    sizes = list(map(len, collection.candidates.values()))
+    largest = sum(sizes) if collection.merged_pool else max(sizes)
+    if depth > largest:
+        raise ConfigError(
+            "--trec-depth",
+            depth,
+            f"at most {largest}, the candidates of the largest pool of {collection.name}",
+            "Lower it; pools that are smaller are written whole.",
+        )
 
 
 def write_trec(collection: Collection, embeddings: Embeddings, out: Path, tag: str, depth: int | None = None) -> None:
@@ -73,10 +74,10 @@ def write_trec(collection: Collection, embeddings: Embeddings, out: Path, tag: s
         embeddings: its vectors.
         out: results folder; files go to `runs/` and `qrels/` in it.
         tag: name of the run.
-        depth: candidates per query; by default 100, or the whole pool where that is smaller.
+        depth: candidates per query, by default 100; the whole pool where that is smaller.
 
     Raises:
-        ConfigError: a depth greater than a pool.
+        ConfigError: a depth greater than every pool.
         BenchmarkError: an id with whitespace in it.
     """
     if depth is not None:
