@@ -15,7 +15,6 @@ from hbt_ray.evaluation.bias import (
     language_share,
     no_bias,
     peer,
-    query_bias,
     question_blocks,
     rank_correlation,
     sampled_columns,
@@ -169,12 +168,7 @@ def _language_bias(
     for language, qrels in collection.qrels.items():
         peers[language] = peer(Judged(qrels.offsets, ranks[language].pool, qrels.grade), qrels.language)
     return summarise_bias(
-        {
-            language: query_bias(
-                result.pool_ranks, codes.index(language) if language in codes else None, int(starts[-1])
-            )
-            for language, result in results.items()
-        },
+        {language: result.bias for language, result in results.items()},
         blocks=question_blocks({language: result.pool_ranks for language, result in results.items()}, questions),
         correlation=correlation,
         peers=peers,

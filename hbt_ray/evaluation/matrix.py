@@ -78,11 +78,13 @@ class QueryLanguageResult(NamedTuple):
         per_query: rows of PER_QUERY_SCHEMA.
         pool_ranks: int64 [Q, L], rank in the merged pool of the best relevant candidate of each language, 0 where
             there is none.
+        bias: measure of QUERY_BIAS -> float64 [Q]; empty without a merged pool or full depth.
     """
 
     cells: list[Cell]
     per_query: pa.Table
     pool_ranks: IntArray
+    bias: FloatColumns
 
 
 @dataclass(frozen=True)
@@ -165,25 +167,26 @@ def query_language_result(
     cells: list[Cell] = []
     tables: list[pa.Table] = []
 
-    def add(candidate_language: str, judged: Judged, bias: FloatColumns | None) -> None:
+    def add(candidate_language: str, judged: Judged, bias: FloatColumns) -> None:
         counts = np.diff(judged.offsets)
         rows = np.flatnonzero(counts)
         if not len(rows):
             return
         measures = {name: values[rows] for name, values in query_measures(judged).items()}
         cells.append(Cell(query_language, candidate_language, len(rows), cell_measures(measures)))
-        columns = {name: values[rows] for name, values in (bias or {}).items()}
+        columns = {name: values[rows] for name, values in bias.items()}
         tables.append(_per_query_rows(identity, candidate_language, rows, counts[rows], measures, columns))
 
     for column, candidate_language in enumerate(collection.candidates):
-        add(candidate_language, _judged_in_language(qrels, ranks.cell, column), None)
+        add(candidate_language, _judged_in_language(qrels, ranks.cell, column), {})
     pool_ranks = best_rank_per_language(qrels, ranks.pool, len(collection.candidates))
+    bias: FloatColumns = {}
     if collection.merged_pool:
         own = list(collection.candidates).index(query_language) if query_language in collection.candidates else None
         size = sum(len(texts.ids) for texts in collection.candidates.values())
-        bias = query_bias(pool_ranks, own, size) if full_depth else None
+        bias = query_bias(pool_ranks, own, size) if full_depth else {}
         add(ALL_LANGUAGES, Judged(qrels.offsets, ranks.pool, qrels.grade), bias)
-    return QueryLanguageResult(cells, pa.concat_tables(tables), pool_ranks)
+    return QueryLanguageResult(cells, pa.concat_tables(tables), pool_ranks, bias)
 
 
 def best_rank_per_language(qrels: Qrels, pool_ranks: IntArray, languages: int) -> IntArray:
