@@ -441,14 +441,15 @@ def _write_comparison(comparison: Mapping[str, Any], out: Path, seen: Sequence[s
     from hbt_ray.evaluation.results import read_cells
 
     folders = [Path(system["folder"]) for system in comparison["systems"]]
+    systems = [System(str(folder), _metrics(folder), read_cells(folder)) for folder in folders]
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(comparison, indent=2, ensure_ascii=False)
     (out / "comparison.json").write_text(text + "\n", encoding="utf-8")
     write_comparison(
         out,
-        [System(str(folder), _metrics(folder), read_cells(folder)) for folder in folders],
+        systems,
         title=f"{comparison['benchmark']}: {len(folders)} systems",
-        notes=list(dict.fromkeys(note for folder in folders for note in _metrics(folder)["notes"])),
+        notes=list(dict.fromkeys(note for system in systems for note in system.metrics["notes"])),
         seen_languages=seen,
         significance=comparison,
     )

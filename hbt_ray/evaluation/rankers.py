@@ -117,18 +117,12 @@ def _rank_on_ray(collection: Collection, embeddings: Embeddings, actors: int) ->
     reference = ray.put(pool)
     # No logical CPU: they work while the encoding actors, which keep theirs for the next collection, do nothing.
     workers: Any = ray.remote(num_cpus=0, scheduling_strategy="SPREAD")(_RankingActor)
-    relevant = {code: relevant_columns(qrels, pool.starts) for code, qrels in collection.qrels.items()}
-    blocks = [
-        (language, block) for language, texts in collection.queries.items() for block in query_blocks(len(texts.ids))
-    ]
+    queries, relevant = _all_queries(collection, embeddings, pool.starts)
     ranked = ActorPool([workers.remote(reference) for _ in range(actors)]).map(
-        lambda actor, at: actor.rank.remote(embeddings.queries[at[0]][at[1]], rows_of_relevant(relevant[at[0]], at[1])),
-        blocks,
+        lambda actor, block: actor.rank.remote(queries[block], rows_of_relevant(relevant, block)),
+        list(query_blocks(len(queries))),
     )
-    by_language: dict[str, list[Ranks]] = {language: [] for language in collection.queries}
-    for (language, _), ranks in zip(blocks, ranked, strict=True):
-        by_language[language].append(ranks)
-    return {language: join_ranks(parts) for language, parts in by_language.items()}
+    return _by_language(collection, join_ranks(list(ranked)))
 
 
 def rows_of_relevant(relevant: Relevant, block: slice) -> Relevant:
