@@ -13,12 +13,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from hbt_ray.errors import HbtError, UserError
+from hbt_ray.errors import HbtError, Interrupted, UserError
 from hbt_ray.session import prepare_environment
 
 USER_MISTAKE = 2
 OUR_FAILURE = 1
 INTERRUPTED = 130
+TERMINATED = 143  # 128 + SIGTERM, as shells count
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,7 +39,10 @@ DatasetName = Annotated[str, typer.Option("--dataset", metavar="NAME", help="Nam
 
 
 def main() -> None:
-    """Entry point: exit code 0 done, 2 the user's mistake (one message, no traceback), 1 our failure."""
+    """Entry point: exit code 0 done, 2 the user's mistake (one message, no traceback), 1 our failure.
+
+    130 is Ctrl-C, 143 SIGTERM.
+    """
     sys.exit(run(sys.argv[1:]))
 
 
@@ -55,6 +59,9 @@ def run(arguments: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_MISTAKE
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        return TERMINATED
     except HbtError as error:
         print(f"error: {error}", file=sys.stderr)
         return OUR_FAILURE

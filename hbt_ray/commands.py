@@ -19,7 +19,7 @@ from hbt_ray.corpus.sample import DATASETS, PROVENANCE, sample_pairs, write_samp
 from hbt_ray.corpus.shards import Manifest, open_corpus, write_dataset
 from hbt_ray.corpus.squad_mt import SquadMtImport, read_squad_mt
 from hbt_ray.corpus.validate import validate
-from hbt_ray.errors import ConfigError
+from hbt_ray.errors import ConfigError, Interrupted
 from hbt_ray.mixing.mixture import Mixture, realised_mixture
 from hbt_ray.mixing.source import training_source
 from hbt_ray.storage import Folder
@@ -157,7 +157,13 @@ class Trained:
 
 
 def train(config: Config, on_rows: OnRows) -> Trained:
-    """Train, track and register one configuration; the same run name resumes. Raises UserError, TrainingError."""
+    """Train, track and register one configuration; the same run name resumes.
+
+    Raises:
+        UserError: data, configuration, model, resources or storage that cannot work.
+        TrainingError: workers that fail too often, a loss that is not a number.
+        Interrupted: SIGTERM, after a checkpoint was written.
+    """
     from hbt_ray.model.encoder import embedding_width
     from hbt_ray.session import ray_session
     from hbt_ray.tracking.registry import register
@@ -172,7 +178,8 @@ def train(config: Config, on_rows: OnRows) -> Trained:
     training_source(config, root).open()
     check_backbone(config)
     claim_folder(run_dir, config, root)
-    with ray_session(config.cluster.workers * config.cluster.cpus_per_worker):
+    fewest = config.cluster.min_workers or config.cluster.workers
+    with ray_session(fewest * config.cluster.cpus_per_worker):
         run = open_run(
             tracking_store(out),
             config.tracking.experiment,
@@ -188,7 +195,7 @@ def train(config: Config, on_rows: OnRows) -> Trained:
         try:
             result = fit(config, run_dir, root, deliver)
         except BaseException as error:
-            run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            run.finish("KILLED" if isinstance(error, KeyboardInterrupt | Interrupted) else "FAILED")
             raise
     version = None
     if config.tracking.registered_model:

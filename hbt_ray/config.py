@@ -28,6 +28,7 @@ from hbt_ray.errors import ConfigError
 from hbt_ray.languages import checked_codes
 
 SAMPLE_ROOT = "sample://"
+LEARNED_TEMPERATURES = (0.01, 1.0)  # below, softmax is an argmax; above, it tells nothing apart
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -154,6 +155,8 @@ class ModelSection(_Section):
     passage_prefix: str = "Passage: "
     max_query_tokens: Annotated[int, Field(ge=4)] = 64
     max_passage_tokens: Annotated[int, Field(ge=4)] = 256
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention kernels of transformers; `flash_attention_2` (GPU, package flash-attn) computes no padding."""
 
 
 class TrainSection(_Section):
@@ -164,6 +167,22 @@ class TrainSection(_Section):
     """Global batch: pairs of one step over all workers."""
     temperature: Positive = 0.05
     """τ of InfoNCE: logits are cosine / τ."""
+    learn_temperature: bool = False
+    """Train τ too, from `temperature` on, inside [0.01, 1]."""
+    symmetric: bool = False
+    """Add the loss of each passage over all queries, and halve the sum."""
+    hard_negatives: Annotated[int, Field(ge=0)] = 0
+    """Hard negatives per query, of those its pair has in the passage's language."""
+    gradient_cache: bool = False
+    """Keep embeddings only and encode again, chunk by chunk, for the gradient: the memory of one chunk."""
+    chunk_tokens: Count | None = None
+    """Tokens encoded at once by a worker, padding included; null: 1024 on a CPU, 65536 on a GPU."""
+    activation_checkpointing: bool = False
+    """Keep only the layers' inputs of a chunk and compute the rest again: less memory, about a third more time."""
+    compile: bool = False
+    """torch.compile the backbone (about a minute at the start; needs a C++ compiler)."""
+    optimizer: Literal["adamw", "cpu_adamw"] = "adamw"
+    """`cpu_adamw`: DeepSpeed's AdamW with its states in host memory (ZeRO-Offload; needs cluster.zero_stage >= 1)."""
     learning_rate: Positive = 3e-5
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-2
     warmup_steps: Annotated[int, Field(ge=0)] = 0
@@ -172,7 +191,9 @@ class TrainSection(_Section):
     """0 = no clipping."""
     precision: Literal["fp32", "bf16"] = "fp32"
     validate_every: Count = 100
-    """Steps between validations; each also writes a checkpoint."""
+    """Steps between validations; each also writes a checkpoint with an export of the encoder."""
+    checkpoint_every: Count | None = None
+    """Steps between checkpoints besides those of validations; null: only those."""
     patience: Count | None = None
     """Validations without a better loss before stopping; null = never stop early."""
     log_every: Count = 10
@@ -188,16 +209,41 @@ class TrainSection(_Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _learned_temperature_starts_inside_its_bounds(self) -> TrainSection:
+        low, high = LEARNED_TEMPERATURES
+        if self.learn_temperature and not low < self.temperature < high:
+            raise ConfigError(
+                "train.temperature",
+                self.temperature,
+                f"a start between {low} and {high}, the bounds of a learned temperature",
+                "Change train.temperature, or set train.learn_temperature: false.",
+            )
+        return self
+
 
 class ClusterSection(_Section):
     """Workers of Ray Train."""
 
     workers: Count = 1
+    min_workers: Count | None = None
+    """Go on with as few workers while nodes are missing, and grow again when they are back; null: wait for all."""
     gpu: bool = False
     cpus_per_worker: Positive = 1.0
     zero_stage: Literal[0, 1, 2, 3] = 0
     max_failures: Annotated[int, Field(ge=0)] = 2
     """Restarts of the worker group before the run is given up."""
+
+    @model_validator(mode="after")
+    def _fewest_and_most_workers(self) -> ClusterSection:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ConfigError(
+                "cluster.min_workers",
+                self.min_workers,
+                f"at most cluster.workers ({self.workers})",
+                "Lower cluster.min_workers or raise cluster.workers.",
+            )
+        return self
 
 
 class TrackingSection(_Section):
@@ -228,6 +274,33 @@ class Config(_Section):
                 self.train.batch_size,
                 f"a multiple of cluster.workers ({self.cluster.workers})",
                 "Change train.batch_size or cluster.workers.",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _optimizer_fits_zero_stage(self) -> Config:
+        if self.train.optimizer == "cpu_adamw" and self.cluster.zero_stage == 0:
+            raise ConfigError(
+                "train.optimizer",
+                "cpu_adamw with cluster.zero_stage 0",
+                "ZeRO stage 1, 2 or 3, whose partitions it keeps in host memory",
+                "Set cluster.zero_stage: 1 or more, or train.optimizer: adamw.",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _chunk_is_part_of_the_batch(self) -> Config:
+        if not self.train.gradient_cache or self.train.chunk_tokens is None:
+            return self
+        pairs = self.train.batch_size // self.cluster.workers
+        passages = (1 + self.train.hard_negatives) * self.model.max_passage_tokens
+        tokens = pairs * (self.model.max_query_tokens + passages)
+        if self.train.chunk_tokens >= tokens:
+            raise ConfigError(
+                "train.chunk_tokens",
+                self.train.chunk_tokens,
+                f"less than a worker's whole batch ({tokens} tokens), or train.gradient_cache: false",
+                "A gradient cache of one chunk encodes everything twice and saves nothing: lower train.chunk_tokens.",
             )
         return self
 

@@ -8,7 +8,8 @@
     │   ├── EmbeddingError   embeddings handed in for evaluation
     │   ├── ModelError       a model folder or registry address
     │   └── ResourceError    workers, CPUs, GPUs, storage
-    └── TrainingError        a run that failed through no mistake in its input: exit code 1
+    ├── TrainingError        a run that failed through no mistake in its input: exit code 1
+    └── Interrupted          a run that was asked to stop and can go on: exit code 143
 
 Ray moves exceptions between processes by pickling them, so every field travels in `args`.
 """
@@ -67,3 +68,19 @@ class ResourceError(UserError):
 
 class TrainingError(HbtError):
     """A training run that failed through no mistake in its input."""
+
+
+class Interrupted(HbtError):  # noqa: N818  # no error: like KeyboardInterrupt
+    """A run that SIGTERM ended; the same command resumes it.
+
+    Args:
+        step: steps done in the checkpoint that was written on the way out; None if there was no time for one.
+    """
+
+    def __init__(self, step: int | None = None) -> None:
+        super().__init__(step)
+        self.step = step
+
+    def __str__(self) -> str:
+        where = "its newest checkpoint" if self.step is None else f"step {self.step}, where a checkpoint was written"
+        return f"interrupted: the same command resumes at {where}"

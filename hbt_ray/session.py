@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import ceil
@@ -12,6 +13,10 @@ from math import ceil
 from hbt_ray.errors import ResourceError
 
 SPARE_CPUS = 2  # logical CPUs for data tasks and controllers beside the workers
+PATIENCE_SECONDS = 90.0  # for hosts of a cluster that are on their way, or on their way back
+POLL_SECONDS = 1.0
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -36,7 +41,7 @@ def ray_session(worker_cpus: float = 1.0) -> Iterator[None]:
     else:
         _start_local(worker_cpus)
     try:
-        check_cpus(worker_cpus)
+        check_cpus(worker_cpus, PATIENCE_SECONDS if address else 0.0)
         yield
     finally:
         ray.shutdown()
@@ -75,13 +80,28 @@ def _start_local(worker_cpus: float) -> None:
     )
 
 
-def check_cpus(worker_cpus: float) -> None:
-    """Refuse what would wait forever: workers that leave no CPU for the data tasks. Raises ResourceError."""
-    import ray
+def check_cpus(worker_cpus: float, patience: float = 0.0) -> None:
+    """Refuse what would wait forever: workers that leave no CPU for the data tasks.
 
-    total = ray.cluster_resources().get("CPU", 0.0)
-    if worker_cpus + 1 > total:
-        raise _too_few(worker_cpus, int(total))
+    `patience` is how many seconds to wait for hosts that are missing; an autoscaler is asked for them. Raises
+    ResourceError.
+    """
+    import ray
+    from ray.autoscaler.sdk import request_resources
+
+    wanted = worker_cpus + 1
+    deadline = time.monotonic() + patience
+    asked = False
+    while (total := ray.cluster_resources().get("CPU", 0.0)) < wanted:
+        if time.monotonic() >= deadline:
+            raise _too_few(worker_cpus, int(total))
+        if not asked:
+            logger.warning("the cluster has %g of %g CPUs: waiting up to %g s for more", total, wanted, patience)
+            request_resources(num_cpus=ceil(wanted))
+            asked = True
+        time.sleep(POLL_SECONDS)
+    if asked:
+        request_resources(num_cpus=0)  # the workers' own demand keeps the hosts from now on
 
 
 def _too_few(worker_cpus: float, cpus: int) -> ResourceError:

@@ -103,6 +103,10 @@ def test_a_key_like_no_other_gets_no_guess(path: Path) -> None:
         ("train.steps=0", "train.steps"),
         ("train.warmup_steps=11", "train.warmup_steps"),
         ("train.batch_size=1", "train.batch_size"),
+        ("train.hard_negatives=-1", "train.hard_negatives"),
+        ("train.optimizer=sgd", "train.optimizer"),
+        ("model.attention=linear", "model.attention"),
+        ("cluster.min_workers=2", "cluster.min_workers"),
         ("data.hold_out.fraction=1", "data.hold_out.fraction"),
         ("data.languages=[]", "data.languages"),
         ("data.languages=[en, en]", "data.languages"),
@@ -116,6 +120,39 @@ def test_a_key_like_no_other_gets_no_guess(path: Path) -> None:
 def test_a_value_out_of_range_names_file_and_key(path: Path, setting: str, key: str) -> None:
     """Every refused value is reported under the file and the dotted key the user wrote."""
     assert refused(path, setting).where == f"{path}: {key}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "key", "expected"),
+    [
+        (["train.optimizer=cpu_adamw"], "train.optimizer", "ZeRO stage 1, 2 or 3"),
+        # 8 pairs of at most 64 + 256 tokens on one worker
+        (["train.gradient_cache=true", "train.chunk_tokens=2560"], "train.chunk_tokens", "whole batch (2560 tokens)"),
+        (["train.learn_temperature=true", "train.temperature=0.01"], "train.temperature", "between 0.01 and 1.0"),
+    ],
+)
+def test_settings_that_do_not_go_together(path: Path, settings: list[str], key: str, expected: str) -> None:
+    """Offloading without partitions, a cache of one chunk, a learned τ that starts at its bound."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, settings)
+    assert caught.value.where == f"{path}: {key}"
+    assert expected in caught.value.expected
+
+
+def test_settings_that_just_go_together(path: Path) -> None:
+    """The same a step away from each limit."""
+    config = load_config(
+        path,
+        [
+            "train.optimizer=cpu_adamw",
+            "cluster.zero_stage=1",
+            "train.gradient_cache=true",
+            "train.chunk_tokens=2559",
+            "train.learn_temperature=true",
+            "train.temperature=0.011",
+        ],
+    )
+    assert config.train.chunk_tokens == 2559
 
 
 @pytest.mark.parametrize("key", ["run.name", "data.root", "model.backbone", "train.steps", "train.batch_size"])

@@ -34,6 +34,13 @@ def test_clipping_is_always_stated() -> None:
     assert config["gradient_clipping"] == 0.0
     assert config["train_micro_batch_size_per_gpu"] == 2
     assert config["zero_optimization"] == {"stage": 2}
+    assert deepspeed_config(train_section(), 2, 3)["train_micro_batch_size_per_gpu"] == 3  # 8 pairs: 2, 3 and 3
+
+
+def test_states_in_host_memory_are_an_offload() -> None:
+    """cpu_adamw puts the optimiser's partition on the host, adamw does not."""
+    offloaded = deepspeed_config(train_section(optimizer="cpu_adamw"), 2, 2)
+    assert offloaded["zero_optimization"] == {"stage": 2, "offload_optimizer": {"device": "cpu"}}
 
 
 def test_biases_and_norms_are_not_decayed(toy_model: Path) -> None:
@@ -53,7 +60,7 @@ def test_early_stop_counts_validations_without_a_better_loss() -> None:
     results = [stop.update({"X-X-mono": mono, "X-Y": 1.0}) for mono in (1.0, 2.0, 0.5, 0.9)]
     assert results[1] == {"validation_loss": 1.25, "validation_loss/X-X-mono": 2.0, "validation_loss/X-Y": 1.0}
     assert not stop.now
-    resumed = EarlyStop(2, {"X-X-mono": 1.0, "X-Y": 3.0}, stop.state(4))
+    resumed = EarlyStop(2, {"X-X-mono": 1.0, "X-Y": 3.0}, stop.state())
     resumed.update({"X-X-mono": 0.5, "X-Y": 1.0})
     assert resumed.now
 

@@ -29,21 +29,26 @@ GOLDEN = "8b918afd4dcce86e08992feda452b9e915b162d07dac11251d7a1ca411c629e8"
 class Presence:
     """Which cells a dataset has, unpacked: the independent truth that plans are held against.
 
-    `query` and `passage` are bool [languages, rows].
+    `query` and `passage` are bool [languages, rows]; `kept` is bool [rows], None for all rows.
     """
 
     name: str
     query: BoolArray
     passage: BoolArray
     group_starts: tuple[int, ...]
+    kept: BoolArray | None = None
 
     def packed(self) -> DatasetRows:
         return DatasetRows(
             self.name,
             np.packbits(self.query, axis=1),
             np.packbits(self.passage, axis=1),
+            np.packbits(self.keeps()),
             np.array(self.group_starts, dtype=np.int64),
         )
+
+    def keeps(self) -> BoolArray:
+        return np.ones(self.query.shape[1], dtype=bool) if self.kept is None else self.kept
 
     def pairs(self, row: int, mode: str) -> set[tuple[int, int]]:
         """The (query, passage) languages in which a mode can use a row."""
@@ -52,7 +57,7 @@ class Presence:
             (q, p)
             for q in codes
             for p in codes
-            if self.query[q, row] and self.passage[p, row] and (q != p) == (mode == "X-Y")
+            if self.keeps()[row] and self.query[q, row] and self.passage[p, row] and (q != p) == (mode == "X-Y")
         }
 
     def usable(self, mode: str, pair: tuple[int, int] | None) -> set[int]:
@@ -119,7 +124,8 @@ def random_datasets(draw: st.DrawFn) -> list[Presence]:
         rows = draw(st.integers(1, 70))
         density = draw(st.sampled_from([0.1, 0.5, 0.9, 1.0]))
         query, passage = rng.random((2, languages, rows)) < density
-        result.append(Presence(f"d{number}", query, passage, group_bounds(draw, rows)))
+        kept = rng.random(rows) < draw(st.sampled_from([0.6, 1.0]))
+        result.append(Presence(f"d{number}", query, passage, group_bounds(draw, rows), kept))
     return result
 
 
@@ -155,6 +161,7 @@ def test_every_batch_keeps_the_rules(datasets: list[Presence], mix: dict[str, An
             "int8",
         ]
         assert len(spec.rows) == len(spec.query_language) == len(spec.passage_language) == batch_size
+        assert dataset.keeps()[spec.rows].all()
         assert dataset.query[spec.query_language, spec.rows].all()
         assert dataset.passage[spec.passage_language, spec.rows].all()
         same = spec.query_language == spec.passage_language
@@ -164,18 +171,20 @@ def test_every_batch_keeps_the_rules(datasets: list[Presence], mix: dict[str, An
 
 
 @settings(max_examples=60, deadline=None)
-@given(random_datasets(), MIXES, st.integers(1, 9), st.integers(0, 2**40))
+@given(random_datasets(), MIXES, st.integers(1, 9), st.integers(0, 2**40), st.sampled_from([1, 2, 3, 2**16]))
 def test_no_row_repeats_before_all_were_seen(
-    datasets: list[Presence], mix: dict[str, Any], batch_size: int, seed: int
+    datasets: list[Presence], mix: dict[str, Any], batch_size: int, seed: int, block: int
 ) -> None:
-    """Each stream visits every usable row exactly once per epoch, across batches and row groups of any size."""
-    try:
-        plan = make_plan(datasets, batch_size, seed, leave_out=True, **mix)
-    except ConfigError:
-        assume(False)
+    """Each stream visits every usable row exactly once per epoch, across batches, row groups and blocks of any size."""
     walks: dict[tuple[str, str, tuple[int, int] | None], list[int]] = defaultdict(list)
-    for spec in plan.steps(0, 250):
-        walks[spec.dataset, spec.mode, fixed_pair(spec, str(mix["pair_scope"]))] += spec.rows.tolist()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan_module, "BLOCK", block)
+        try:
+            plan = make_plan(datasets, batch_size, seed, leave_out=True, **mix)
+        except ConfigError:
+            assume(False)
+        for spec in plan.steps(0, 250):
+            walks[spec.dataset, spec.mode, fixed_pair(spec, str(mix["pair_scope"]))] += spec.rows.tolist()
     by_name = {dataset.name: dataset for dataset in datasets}
     for (name, mode, pair), walk in walks.items():
         usable = by_name[name].usable(mode, pair)
@@ -272,22 +281,32 @@ def test_negative_steps_do_not_count_from_the_end() -> None:
         make_plan(MIXED_DATASETS)[-1]
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_slices_of_the_ranks_are_the_global_batch(world_size: int) -> None:
-    """Any number of ranks sees the same global batches: their slices in order concatenate to them."""
-    for spec in make_plan(MIXED_DATASETS).steps(0, 30):
-        parts = [spec.part(rank, world_size) for rank in range(world_size)]
-        assert {len(part.rows) for part in parts} == {8 // world_size}
-        assert {(part.step, part.dataset, part.mode) for part in parts} == {(spec.step, spec.dataset, spec.mode)}
-        for name in ("rows", "query_language", "passage_language"):
-            joined = np.concatenate([getattr(part, name) for part in parts])
-            assert joined.tolist() == getattr(spec, name).tolist()
+@given(st.integers(1, 200), st.data())
+def test_slices_of_the_ranks_are_the_global_batch(batch_size: int, data: st.DataObject) -> None:
+    """Any number of ranks sees the same global batch: their slices in order are it, and no two differ by two pairs."""
+    world_size = data.draw(st.integers(1, batch_size))
+    rng = np.random.default_rng(batch_size)
+    query, passage = rng.integers(0, 9, (2, batch_size), dtype=np.int8)
+    spec = BatchSpec(7, "d", "X-Y", rng.permutation(10 * batch_size)[:batch_size], query, passage)
+    parts = [spec.part(rank, world_size) for rank in range(world_size)]
+    sizes = [len(part.rows) for part in parts]
+    assert set(sizes) == {batch_size // world_size, -(-batch_size // world_size)}
+    assert {(part.step, part.dataset, part.mode) for part in parts} == {(7, "d", "X-Y")}
+    for name in ("rows", "query_language", "passage_language"):
+        pieces = [getattr(part, name) for part in parts]
+        assert [len(piece) for piece in pieces] == sizes
+        joined = np.concatenate(pieces)
+        assert joined.tolist() == getattr(spec, name).tolist()
+        assert joined.dtype == getattr(spec, name).dtype
 
 
-def test_ranks_that_do_not_divide_the_batch() -> None:
-    """A world size that does not divide the batch is a mistake in the configuration."""
-    with pytest.raises(ConfigError, match="multiple of the 3 workers"):
-        make_plan(MIXED_DATASETS)[0].part(0, 3)
+def test_more_ranks_than_pairs() -> None:
+    """A rank without a single pair is a mistake in the configuration."""
+    spec = make_plan(MIXED_DATASETS)[0]
+    assert [len(spec.part(rank, 8).rows) for rank in range(8)] == [1] * 8
+    with pytest.raises(ConfigError, match="each of the 9 workers") as info:
+        spec.part(0, 9)
+    assert info.value.where == "train.batch_size"
 
 
 def test_golden_digest() -> None:
@@ -304,6 +323,65 @@ def test_golden_digest() -> None:
     for spec in plan.steps(0, 50):
         digest.update(repr(content(spec)).encode())
     assert digest.hexdigest() == GOLDEN
+
+
+def nine_languages() -> list[Presence]:
+    """Two datasets in nine languages with holes in every one; row groups that do not end on whole bytes."""
+    result = []
+    for number, (name, rows, size) in enumerate((("large", 9001, 61), ("small", 1403, 16))):
+        row = np.arange(rows)
+        query = np.array([row * (code + 3) % 11 > code // 2 for code in range(9)])
+        passage = np.array([row * (code + 5) % 13 > (8 - code) // 2 + number for code in range(9)])
+        result.append(Presence(name, query, passage, (*range(0, rows, size), rows)))
+    return result
+
+
+@pytest.mark.parametrize(
+    ("mix", "expected"),
+    [
+        ({"alpha": 1.0}, "9862e3b6dc7411170daefef5e0aa8082a140a993d6a3228fc681122c94968ba8"),
+        ({"alpha": 0.0}, "f2097ac497f7ba37dce1f768d9b1aee6b3dac0b6ae79759ffccb6e1be2c89bf5"),
+        ({"alpha": 0.0, "mixed": "X-X"}, "f21a50f33b778e1fee5c8e006d4e2432f7a312b48c98c0418675576431962652"),
+        (
+            {"alpha": 0.0, "pair_scope": "batch", "size_exponent": 0.5},
+            "09f5de66f100b1bdfd57d0a964a09091dfb2741d2749c891a60971726f0f2802",
+        ),
+        (
+            {"alpha": {"points": [[0, 1.0], [150, 0.0]]}, "size_exponent": 0.0},
+            "53cfc991adf40ae7092a76ab9d184b5b591cb1f67c231fba6ef412c7062b010e",
+        ),
+    ],
+    ids=str,
+)
+def test_golden_digests_of_every_mix(mix: dict[str, Any], expected: str) -> None:
+    """Every kind of mix draws what it drew before plans were worked out in blocks: many windows, epochs, far steps."""
+    plan = BatchPlan(
+        [dataset.packed() for dataset in nine_languages()],
+        [f"l{code}" for code in range(9)],
+        MixSection.model_validate(mix),
+        batch_size=48,
+        seed=7,
+    )
+    digest = sha256()
+    for step in [*range(300), 70_000, 140_001]:
+        digest.update(repr(content(plan[step])).encode())
+    assert digest.hexdigest() == expected
+
+
+@given(st.integers(2, 9), st.sampled_from(["X-Y", "X-X"]), st.integers(0, 2**32))
+def test_language_pairs_are_counted_as_in_a_table(languages: int, mode: Any, seed: int) -> None:
+    """The pair drawn is number floor(uniform · n) in the list of the row's pairs, by query, then passage language."""
+    rng = np.random.default_rng(seed)
+    query, passage = (rng.random((2, languages, 50)) < rng.random()).astype(np.int16)
+    row = Presence("d", query.astype(bool), passage.astype(bool), (0, 50))
+    tables = [sorted(row.pairs(i, mode)) for i in range(50)]
+    usable = [i for i in range(50) if tables[i]]
+    assume(usable)
+    uniform = rng.random(len(usable))
+    uniform[0] = np.nextafter(1, 0)
+    asked, answered = plan_module._language_pairs(query[:, usable], passage[:, usable], mode, uniform)
+    expected = [tables[i][int(u * len(tables[i]))] for i, u in zip(usable, uniform, strict=True)]
+    assert list(zip(asked.tolist(), answered.tolist(), strict=True)) == expected
 
 
 # --- what is drawn how often ---------------------------------------------------------------------------------------

@@ -1,21 +1,30 @@
 from __future__ import annotations
 
+import hashlib
 import pickle
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from hbt_ray.config import Config, HoldOutSection
+from hbt_ray.config import Config, HoldOutSection, MixSection
 from hbt_ray.corpus.pairs import ParallelPair
-from hbt_ray.corpus.shards import ShardedDataset, open_corpus, write_dataset
+from hbt_ray.corpus.shards import Manifest, ShardedDataset, open_corpus, write_dataset
 from hbt_ray.errors import ConfigError, CorpusError
-from hbt_ray.mixing.source import PlanSource, held_out_groups, plan_languages, training_source, validation_sources
+from hbt_ray.mixing.source import (
+    PlanSource,
+    dataset_rows,
+    held_out_groups,
+    plan_languages,
+    training_source,
+    validation_sources,
+)
 from hbt_ray.storage import Folder
 
 BoolArray = npt.NDArray[np.bool_]
@@ -46,7 +55,7 @@ def bits(source: PlanSource, dataset: int = 0) -> BoolArray:
     """bool [2, languages, rows]: the cells that the plan of a source may draw."""
     rows = source.open().plan.datasets[dataset]
     count = int(rows.group_starts[-1])
-    return np.unpackbits(np.stack([rows.query, rows.passage]), axis=2, count=count).astype(bool)
+    return np.unpackbits(np.stack([rows.query, rows.passage]) & rows.kept, axis=2, count=count).astype(bool)
 
 
 def presence(dataset: ShardedDataset, languages: Sequence[str]) -> BoolArray:
@@ -93,6 +102,105 @@ def test_held_out_groups(groups: int, fraction: float, seed: int) -> None:
     assert held.shape == (groups,)
     assert held.sum() == (max(1, round(fraction * groups)) if fraction else 0)
     assert held.tolist() == held_out_groups(groups, fraction, seed).tolist()
+
+
+def test_held_out_groups_are_those_of_earlier_releases() -> None:
+    """A run that goes on must not train on what it held out before."""
+    digest = hashlib.sha256(np.packbits(held_out_groups(12_345, 0.2, 7)).tobytes()).hexdigest()
+    assert digest == "72b73f1043f73d12fa692c518e7c862cad845ffe0ffb55d56c3775b37621371d"
+
+
+def documents_only(folder: Path, groups: int, numbers: npt.NDArray[np.int32]) -> ShardedDataset:
+    """A dataset in English of which only the numbers of its documents are there."""
+    folder.mkdir()
+    np.save(folder / "groups.npy", numbers)
+    manifest = Manifest("d", ("en",), (len(numbers),), 64, groups, 13, {}, {})
+    return ShardedDataset(Folder(str(folder)), manifest)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    rows=st.integers(1, 5000) | st.integers(65_530, 65_545) | st.just(140_001),
+    groups=st.integers(1, 60),
+    fraction=st.floats(0, 0.9),
+    seed=st.integers(0, 100),
+)
+def test_the_packed_hold_out(
+    tmp_path_factory: pytest.TempPathFactory, rows: int, groups: int, fraction: float, seed: int
+) -> None:
+    """Read in blocks and packed, the held-out rows are those of the whole array; training has the others."""
+    numbers = np.random.default_rng(seed).integers(0, groups, rows, dtype=np.int32)
+    held = held_out_groups(groups, fraction, seed)
+    assume(not held.all())
+    folder = tmp_path_factory.mktemp("packed") / "d"
+    dataset = documents_only(folder, groups, numbers)
+    np.save(folder / "presence.en.npy", np.full((2, -(-rows // 8)), 255, dtype=np.uint8))
+    train = PlanSource(str(folder), None, None, HoldOutSection(fraction=fraction), MixSection(), 2, seed)
+    for source, expected in ((train, ~held[numbers]), (replace(train, split="validation"), held[numbers])):
+        kept = dataset_rows(dataset, ["en"], source).kept
+        assert kept.dtype == np.uint8
+        assert kept.shape == (-(-rows // 8),)
+        assert np.array_equal(np.unpackbits(kept, count=rows).astype(bool), expected)
+    assert np.array_equal(dataset.groups(), numbers)
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (np.zeros(7, dtype=np.int32), r"int32 \[7\]; expected int32 \[8\]"),
+        (np.zeros(8, dtype=np.int64), r"int64 \[8\]"),
+        (np.array([0, 1, 2, 0, 1, 2, 0, 3], dtype=np.int32), r"0 ... 3; expected numbers 0 ... 2"),
+        (np.array([0, 1, 2, 0, 1, 2, 0, -1], dtype=np.int32), r"-1 ... 2; expected numbers 0 ... 2"),
+    ],
+    ids=["short", "wide", "unknown", "negative"],
+)
+def test_broken_document_numbers(tmp_path: Path, written: npt.NDArray[Any], message: str) -> None:
+    """A file of documents that does not fit its manifest is named; a wrong split would be silent."""
+    dataset = documents_only(tmp_path / "d", 3, np.zeros(8, dtype=np.int32))
+    np.save(tmp_path / "d" / "groups.npy", written)
+    with pytest.raises(CorpusError, match=message) as info:
+        dataset.groups()
+    assert info.value.where == f"{tmp_path}/d/groups.npy"
+
+
+def test_document_numbers_that_end_early(tmp_path: Path) -> None:
+    """Neither is a file that was cut off, or that is no array, taken for a smaller one."""
+    dataset = documents_only(tmp_path / "d", 3, np.zeros(100_000, dtype=np.int32))
+    file = tmp_path / "d" / "groups.npy"
+    file.write_bytes(file.read_bytes()[: 128 + 4 * 99_990])
+    with pytest.raises(CorpusError, match="no more than 99990 rows; expected 100000"):
+        dataset.groups()
+    file.write_bytes(b"no array")
+    with pytest.raises(CorpusError, match="an array of NumPy"):
+        dataset.groups()
+    file.unlink()
+    with pytest.raises(CorpusError, match="no such file"):
+        dataset.groups()
+
+
+@pytest.mark.parametrize("bits", [np.zeros((2, 14), dtype=np.uint8), np.zeros((2, 15), dtype=bool)], ids=str)
+def test_broken_presence_bits(tmp_path: Path, bits: npt.NDArray[Any]) -> None:
+    """Presence bits that do not fit the manifest are named."""
+    write(tmp_path, "mt", ["de", "en"], rows=120)
+    np.save(tmp_path / "mt" / "presence.en.npy", bits)
+    with pytest.raises(CorpusError, match=r"expected uint8 \[2, 15\]") as info:
+        training_source(config(tmp_path), str(tmp_path)).open()
+    assert info.value.where.endswith("mt/presence.en.npy")
+
+
+def test_plans_of_a_process_share_the_presence_bits(tmp_path: Path) -> None:
+    """Validation does not hold the bits of a corpus a second and third time; another import is read anew."""
+    write(tmp_path, "mt", ["de", "en"])
+    configuration = config(tmp_path)
+    train = training_source(configuration, str(tmp_path)).open().plan.datasets[0]
+    for source in validation_sources(configuration, str(tmp_path)).values():
+        rows = source.open().plan.datasets[0]
+        assert rows.query is train.query
+        assert rows.passage is train.passage
+        assert rows.kept.tolist() == (~train.kept).tolist()
+    write(tmp_path, "mt", ["de", "en"], rows=200)
+    again = training_source(config(tmp_path, **{"mix.alpha": 0.25}), str(tmp_path)).open().plan.datasets[0]
+    assert again.query.shape == (2, 25)
 
 
 def test_the_seed_chooses_the_documents() -> None:

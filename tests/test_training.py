@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from hbt_ray.config import Config
-from hbt_ray.errors import ConfigError, ModelError, ResourceError
+from hbt_ray.corpus.shards import open_corpus
+from hbt_ray.errors import ConfigError, ModelError, ResourceError, TrainingError
+from hbt_ray.mixing.source import training_source
 from hbt_ray.model.encoder import TextEncoder
 from hbt_ray.model.export import read_training
 from hbt_ray.session import ray_session
+from hbt_ray.storage import Folder
+from hbt_ray.train.checkpoint import accepted
 from hbt_ray.train.fit import FitResult, fit, validation_weights
 from hbt_ray.train.run_folder import claim_folder
 
@@ -66,6 +73,126 @@ def test_stopped_and_resumed_is_never_stopped_bitwise(
     ours = load_file(result.model_dir / "model.safetensors")
     theirs = load_file(unbroken[0].model_dir / "model.safetensors")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(
+    unbroken: tuple[FitResult, list[dict[str, Any]]],
+    toy_config: Config,
+    toy_corpus: str,
+    toy_model: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The newest one cut, the run says so, goes on from the one before and ends bit for bit like the unbroken one."""
+    config = toy_config.replaced(
+        {"run.name": "damaged", "model.backbone": str(toy_model), "train.steps": 5, "train.checkpoint_every": 4}
+    )
+    run_dir = run(config, toy_corpus)[0].run_dir
+    storage = Folder(str(run_dir / "checkpoints" / "damaged"))
+    assert [(saved.step, saved.exported) for saved in accepted(storage)] == [(5, True), (4, False), (3, True)]
+    newest = Path(storage.path(accepted(storage)[0].name))
+    (cut,) = newest.rglob("mp_rank_00_model_states.pt")
+    os.truncate(cut, 100)
+    with caplog.at_level(logging.WARNING):
+        result, rows = run(config.replaced({"train.steps": 6}), toy_corpus)
+    assert f"{newest.name} is damaged: engine/engine/mp_rank_00_model_states.pt has 100 bytes" in caplog.text
+    assert "step 4" in caplog.text
+    assert [row["step"] for row in rows] == list(range(6))
+    assert losses(rows) == losses(unbroken[1])
+    ours, theirs = (load_file(r.model_dir / "model.safetensors") for r in (result, unbroken[0]))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.fixture
+def other_model(toy_model: Path, tmp_path: Path) -> Path:
+    """The same architecture and tokenizer, one weight different."""
+    folder = tmp_path / "other"
+    shutil.copytree(toy_model, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["embeddings.word_embeddings.weight"][7, 3] += 0.5
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_checkpoints_of_another_training_are_refused(
+    unbroken: tuple[FitResult, list[dict[str, Any]]],
+    toy_config: Config,
+    toy_corpus: str,
+    toy_model: Path,
+    other_model: Path,
+    tmp_path: Path,
+) -> None:
+    """A new run folder whose storage holds an old run's checkpoints: both values, before a worker starts."""
+    base = {"run.name": "unbroken", "run.storage": str(unbroken[0].run_dir / "checkpoints")}
+    for changes, message in (
+        ({"run.seed": 14}, r"^run\.seed: got 14; expected 13"),
+        ({"train.batch_size": 8}, r"^train\.batch_size: got 8; expected 16"),
+        ({"model.backbone": str(other_model)}, r"^model weights: got [0-9a-f]{12}; expected [0-9a-f]{12}"),
+    ):
+        out = tmp_path / next(iter(changes))
+        config = toy_config.replaced(base | {"run.out": str(out), "model.backbone": str(toy_model)} | changes)
+        with pytest.raises(ConfigError, match=message):
+            run(config, toy_corpus)
+        assert not (out / "unbroken" / "metrics.jsonl").exists()
+
+
+def test_a_loss_that_is_not_a_number_names_its_pairs(
+    toy_config: Config, toy_corpus: str, toy_model: Path, tmp_path: Path
+) -> None:
+    """Weights that overflow in step 0 ends the run in step 1, with that batch's pairs in a file."""
+    config = toy_config.replaced(
+        {
+            "run.name": "overflow",
+            "run.out": str(tmp_path),
+            "model.backbone": str(toy_model),
+            "train.learning_rate": 1e30,
+        }
+    )
+    path = tmp_path / "overflow" / "non-finite-step-00000001.json"
+    with pytest.raises(TrainingError, match=rf"the loss of step 1 .*{path}"):
+        run(config, toy_corpus)
+    found = json.loads(path.read_text())
+    spec = training_source(config, toy_corpus).open().plan[1]
+    (dataset,) = open_corpus(Folder(toy_corpus))
+    table = dataset.read_part("en", 0)
+    assert [pair["row"] for pair in found["pairs"]] == spec.rows.tolist()
+    assert [pair["pair_id"] for pair in found["pairs"]] == [str(table["pair_id"][row]) for row in spec.rows.tolist()]
+    query = [("de", "en", "zh")[code] for code in spec.query_language]
+    assert [pair["query_language"] for pair in found["pairs"]] == query
+    assert (found["step"], found["mode"], found["dataset"]) == (1, spec.mode, "toy")
+    lines = (tmp_path / "overflow" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [0]
+    assert accepted(Folder(str(tmp_path / "overflow" / "checkpoints" / "overflow"))) == []
+
+
+def test_a_storage_that_cannot_be_written_is_refused(
+    toy_config: Config, toy_corpus: str, toy_model: Path, tmp_path: Path
+) -> None:
+    """A file where a folder should be, and a place where nobody may write."""
+    (tmp_path / "file").write_text("")
+    for storage in (tmp_path / "file", Path("/proc/checkpoints")):
+        config = toy_config.replaced(
+            {"run.name": "ro", "run.out": str(tmp_path), "run.storage": str(storage), "model.backbone": str(toy_model)}
+        )
+        with pytest.raises(ResourceError, match=str(storage)):
+            run(config, toy_corpus)
+
+
+@pytest.mark.slow
+def test_workers_that_come_and_go_take_the_same_steps(
+    toy_config: Config, toy_corpus: str, toy_model: Path, tmp_path: Path
+) -> None:
+    """Two workers, one, two under ZeRO 2, each going on where the others stopped: the run of one worker to 1e-4."""
+    base = toy_config.replaced({"run.out": str(tmp_path), "model.scratch.dropout": 0.0, "cluster.zero_stage": 2})
+    one = run(base.replaced({"run.name": "one"}), toy_corpus)[1]
+    elastic = base.replaced({"run.name": "elastic", "cluster.min_workers": 1})
+    for steps, workers in ((2, 2), (4, 1), (6, 2)):
+        _, rows = run(elastic.replaced({"train.steps": steps, "cluster.workers": workers}), toy_corpus)
+        storage = Folder(str(tmp_path / "elastic" / "checkpoints" / "elastic"))
+        assert accepted(storage)[0].world_size == workers
+    assert [(row["step"], row["mode"], row["dataset"]) for row in rows] == [
+        (row["step"], row["mode"], row["dataset"]) for row in one
+    ]
+    assert losses(rows) == pytest.approx(losses(one), rel=1e-4)
 
 
 def test_two_workers_take_the_step_of_one(toy_config: Config, toy_corpus: str, tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,7 @@ from hbt_ray.storage import Folder, sha256
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 GROUPS = "groups.npy"
+READ_AHEAD = 8 << 20  # bytes of one request where the numbers of documents are read in blocks
 SCHEMA = pa.schema(
     [
         pa.field("pair_id", pa.string(), nullable=False),
@@ -43,6 +45,7 @@ SCHEMA = pa.schema(
 )
 
 Bits = npt.NDArray[np.uint8]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -230,51 +233,99 @@ class ShardedDataset:
     @cached_property
     def group_starts(self) -> npt.NDArray[np.int64]:
         """int64 [row groups + 1]: first row of each row group over all parts, and the number of rows."""
-        starts = [0]
-        for rows in self.manifest.rows_per_part:
-            first = starts[-1]
-            starts += [min(first + k, first + rows) for k in self._steps(rows)]
-        return np.array(starts, dtype=np.int64)
-
-    def _steps(self, rows: int) -> range:
         size = self.manifest.rows_per_group
-        return range(size, rows + size, size)
+        parts = [np.arange(first, stop, size) for first, stop in pairwise(self._part_starts)]
+        return np.concatenate([*parts, self._part_starts[-1:]], dtype=np.int64)
 
     @cached_property
-    def _locations(self) -> list[tuple[int, int]]:
-        """(part, row group inside the part) of every row group."""
-        return [
-            (part, k) for part, rows in enumerate(self.manifest.rows_per_part) for k in range(len(self._steps(rows)))
-        ]
+    def _part_starts(self) -> npt.NDArray[np.int64]:
+        """int64 [parts + 1]: first row of each part, and the number of rows."""
+        return np.cumsum((0, *self.manifest.rows_per_part), dtype=np.int64)
+
+    def _location(self, group: int) -> tuple[int, int]:
+        """(part, row group inside the part) of a row group."""
+        row = self.group_starts[group]
+        part = int(np.searchsorted(self._part_starts, row, side="right")) - 1
+        return part, int(row - self._part_starts[part]) // self.manifest.rows_per_group
 
     def presence(self, lang: str) -> Bits:
-        """uint8 [2, ceil(rows / 8)]: packed presence of queries and passages."""
-        return self._array(presence_name(lang))
+        """uint8 [2, ceil(rows / 8)]: packed presence of queries and passages.
+
+        Raises CorpusError if the file is missing or not of this shape.
+        """
+        name = presence_name(lang)
+        bits: Bits = self._array(name)
+        expected = (2, -(-self.manifest.rows // 8))
+        if bits.shape != expected or bits.dtype != np.uint8:
+            raise self._broken(name, f"{bits.dtype} {list(bits.shape)}", f"uint8 {list(expected)}")
+        return bits
 
     def groups(self) -> npt.NDArray[np.int32]:
-        """int32 [rows]: number of the document each row comes from."""
-        return self._array(GROUPS)
+        """int32 [rows]: number of the document each row comes from. Raises CorpusError as `map_groups` does."""
+        return np.concatenate(self.map_groups(lambda block: block))
+
+    def map_groups(self, function: Callable[[npt.NDArray[np.int32]], Result], block_rows: int = 65_536) -> list[Result]:
+        """A function of `groups()` in blocks of so many rows (the last may be smaller), which are never held together.
+
+        Raises CorpusError if the file is missing, has not one number per row, or a number that is no document's.
+        """
+        try:
+            return self.folder.read_with(
+                GROUPS, lambda file: [function(block) for block in self._group_blocks(file, block_rows)]
+            )
+        except FileNotFoundError:
+            raise self._missing(GROUPS) from None
+
+    def _group_blocks(self, file: pa.NativeFile, block_rows: int) -> Iterator[npt.NDArray[np.int32]]:
+        stream = pa.BufferedInputStream(file, READ_AHEAD)
+        try:
+            np.lib.format.read_magic(stream)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+        except ValueError as error:
+            raise self._broken(GROUPS, error, "an array of NumPy") from None
+        if shape != (self.manifest.rows,) or dtype != np.int32:
+            raise self._broken(GROUPS, f"{dtype} {list(shape)}", f"int32 [{self.manifest.rows}]")
+        for start in range(0, self.manifest.rows, block_rows):
+            rows = min(block_rows, self.manifest.rows - start)
+            data = stream.read(4 * rows)
+            if len(data) < 4 * rows:
+                raise self._broken(GROUPS, f"no more than {start + len(data) // 4} rows", f"{self.manifest.rows}")
+            block = np.frombuffer(data, dtype=np.int32)
+            if block.view(np.uint32).max() >= self.manifest.groups:  # a negative number is a large one here
+                received = f"a document number of {block.min()} ... {block.max()}"
+                raise self._broken(GROUPS, received, f"numbers 0 ... {self.manifest.groups - 1}")
+            yield block
 
     def _array(self, name: str) -> npt.NDArray[Any]:
         try:
             data = self.folder.read(name)
-        except OSError:
+        except FileNotFoundError:
             raise self._missing(name) from None
         return np.load(io.BytesIO(data), allow_pickle=False)  # type: ignore[no-any-return]
 
     def read_group(self, lang: str, group: int, columns: Sequence[str]) -> pa.Table:
         """One (row group, language) cell. Raises CorpusError if its file is missing."""
-        part, index = self._locations[group]
+        part, index = self._location(group)
         name = part_name(lang, part)
+
+        def cell(file: pa.NativeFile) -> pa.Table:
+            return pq.ParquetFile(file, pre_buffer=True).read_row_group(index, columns=list(columns))
+
         try:
-            with self.folder.filesystem.open_input_file(self.folder.path(name)) as file:
-                return pq.ParquetFile(file).read_row_group(index, columns=list(columns))
+            return self.folder.read_with(name, cell)
         except FileNotFoundError:
             raise self._missing(name) from None
 
     def read_part(self, lang: str, part: int) -> pa.Table:
         """One whole part of a language."""
-        return pq.read_table(io.BytesIO(self.folder.read(part_name(lang, part))), schema=SCHEMA)
+        name = part_name(lang, part)
+        try:
+            return pq.read_table(io.BytesIO(self.folder.read(name)), schema=SCHEMA)
+        except FileNotFoundError:
+            raise self._missing(name) from None
+
+    def _broken(self, name: str, received: object, expected: str) -> CorpusError:
+        return CorpusError(f"{self.folder.uri}/{name}", received, expected, "Run the import again.")
 
     def _missing(self, name: str) -> CorpusError:
         return CorpusError(

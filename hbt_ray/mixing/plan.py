@@ -8,6 +8,9 @@ from counter-based random numbers; the number of earlier draws of that stream sa
 visits the usable rows of its stream, each once per epoch: row groups are permuted, rows shuffled inside a window
 of consecutive groups, so that reading stays local. Draws are tabulated in chunks of `CHUNK` steps; reaching step k for
 the first time costs k/CHUNK cheap tables, everything after is O(batch).
+
+The presence bits of a corpus are all that a plan keeps. What follows from them, which rows a stream can use, is worked
+out where it is needed: in blocks for sizes, for the row groups of a window when the walk enters it.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -27,12 +30,14 @@ from hbt_ray.errors import ConfigError
 
 CHUNK = 65_536  # steps per table of draws
 WINDOW = 16  # row groups shuffled together
+BLOCK = 1 << 16  # bytes of presence bits worked on at once, so that intermediate results stay in the processor's cache
 
 Mode = Literal["X-X-mono", "X-Y", "X-X"]
 Bits = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.int8]
 Pair = tuple[int, int]
+Bytes = slice | Rows  # which bytes of packed bits
 
 
 @dataclass(frozen=True)
@@ -42,12 +47,14 @@ class DatasetRows:
     Args:
         name: dataset name.
         query, passage: uint8 [languages of the plan, ceil(rows / 8)]: packed bits; zero where the cell is missing.
+        kept: uint8 [ceil(rows / 8)]: packed bits of the rows that may be drawn (those of the split).
         group_starts: int64 [row groups + 1].
     """
 
     name: str
     query: Bits
     passage: Bits
+    kept: Bits
     group_starts: Rows
 
 
@@ -66,16 +73,19 @@ class BatchSpec:
     passage_language: Codes
 
     def part(self, rank: int, world_size: int) -> BatchSpec:
-        """The slice of one rank. The global batch must be a multiple of the world size."""
-        size, rest = divmod(len(self.rows), world_size)
-        if rest:
+        """The contiguous slice of one rank; slices in the order of ranks are the batch, sizes differ by one at most.
+
+        Raises ConfigError if there are more ranks than rows.
+        """
+        size = len(self.rows)
+        if world_size > size:
             raise ConfigError(
                 "train.batch_size",
-                len(self.rows),
-                f"a multiple of the {world_size} workers",
-                "Change train.batch_size or cluster.workers.",
+                size,
+                f"at least one pair for each of the {world_size} workers",
+                "Raise train.batch_size or lower cluster.workers.",
             )
-        own = slice(rank * size, (rank + 1) * size)
+        own = slice(rank * size // world_size, (rank + 1) * size // world_size)
         return BatchSpec(
             self.step,
             self.dataset,
@@ -99,36 +109,46 @@ class _Stream:
         self.dataset = dataset
         self.mode = mode
         self.languages = languages
-        self.usable = _usable(data, mode, languages)
-        self.size = int(np.bitwise_count(self.usable).sum())
-        self.group_starts = data.group_starts
+        self.data = data
+        self.size = _count(data, mode, languages)
         self.seed = seed
         self._epoch = lru_cache(maxsize=2)(self._permuted_groups)
         self._window = lru_cache(maxsize=4)(self._shuffled_window)
 
-    @cached_property
-    def counts(self) -> Rows:
-        """int64 [row groups]: usable rows of each."""
-        flags = np.unpackbits(self.usable, count=int(self.group_starts[-1]))
-        return np.add.reduceat(flags, self.group_starts[:-1], dtype=np.int64)
-
-    def _permuted_groups(self, epoch: int) -> tuple[Rows, Rows]:
+    def _permuted_groups(self, epoch: int) -> tuple[npt.NDArray[np.int32], Rows]:
         """Permuted row groups, and the position at which each window of them ends."""
-        order = _rng(self.seed, 1, self.number, epoch).permutation(len(self.counts))
-        ends = np.cumsum(self.counts[order])[WINDOW - 1 :: WINDOW]
-        return order, np.append(ends, self.size)
+        counts = self._counts()
+        order = _rng(self.seed, 1, self.number, epoch).permutation(len(counts))
+        ends = np.cumsum(counts[order])[WINDOW - 1 :: WINDOW]
+        return order.astype(np.int32), np.append(ends, self.size)
+
+    def _counts(self) -> Rows:
+        """int64 [row groups]: usable rows of each."""
+        starts = self.data.group_starts[:-1]
+        before, total = [], 0  # usable rows before each start
+        for block in _blocks(self.data):
+            usable = _usable(self.data, self.mode, self.languages, block)
+            ones = np.bitwise_count(usable)
+            ends = total + np.cumsum(ones, dtype=np.int64)
+            here = starts[np.searchsorted(starts, 8 * block.start) : np.searchsorted(starts, 8 * block.stop)]
+            byte = (here >> 3) - block.start
+            before.append(ends[byte] - ones[byte] + np.bitwise_count(usable[byte] >> (8 - (here & 7))))
+            total = int(ends[-1])
+        return np.diff(np.append(np.concatenate(before), self.size))
 
     def _shuffled_window(self, epoch: int, window: int) -> Rows:
         """The usable rows of one window in the order they are visited."""
         groups = self._epoch(epoch)[0][window * WINDOW : (window + 1) * WINDOW]
-        rows = np.concatenate([self._rows_of_group(group) for group in groups])
-        return _rng(self.seed, 2, self.number, epoch, window).permutation(rows)
+        return _rng(self.seed, 2, self.number, epoch, window).permutation(self._rows_of(groups))
 
-    def _rows_of_group(self, group: int) -> Rows:
-        start, stop = int(self.group_starts[group]), int(self.group_starts[group + 1])
-        first_byte = start // 8
-        flags = np.unpackbits(self.usable[first_byte : (stop + 7) // 8])
-        return start + np.flatnonzero(flags[start - first_byte * 8 : stop - first_byte * 8])
+    def _rows_of(self, groups: npt.NDArray[np.int32]) -> Rows:
+        """The usable rows of some row groups, group after group."""
+        starts, stops = self.data.group_starts[groups], self.data.group_starts[groups + 1]
+        first, last = starts >> 3, (stops + 7) >> 3
+        flags = np.unpackbits(_usable(self.data, self.mode, self.languages, _ranges(first, last)))
+        rows = _ranges(8 * first, 8 * last)
+        group = np.repeat(np.arange(len(groups)), 8 * (last - first))  # its first and last byte may be shared
+        return rows[flags.astype(bool) & (rows >= starts[group]) & (rows < stops[group])]
 
     def rows(self, position: int, count: int) -> Rows:
         """int64 [count]: the rows at positions position ... position + count - 1 of the endless walk."""
@@ -180,6 +200,7 @@ class BatchPlan:
         self.seed = seed
         self._small_streams = small_streams
         self.streams: list[_Stream] = []
+        self._x_y_size = lru_cache(maxsize=None)(lambda dataset: _count(self.datasets[dataset], "X-Y", None))
         self._alpha = _alpha_function(mix.alpha)
         highest, lowest = _alpha_range(mix.alpha)
         self._mono = self._mono_table() if highest > 0 else []
@@ -254,7 +275,7 @@ class BatchPlan:
     def _dataset_size(self, stream: _Stream) -> float:
         """Rows of the stream's dataset that its mode can use, in whatever language pair a batch has."""
         if stream.mode == "X-Y" and stream.languages is not None:
-            return float(np.bitwise_count(_usable(self.datasets[stream.dataset], "X-Y", None)).sum())
+            return float(self._x_y_size(stream.dataset))
         return float(stream.size)
 
     def _describe(self, stream: _Stream) -> str:
@@ -312,33 +333,45 @@ class BatchPlan:
             query, passage = (np.full(len(rows), code, dtype=np.int8) for code in stream.languages)
             return query, passage
         data = self.datasets[stream.dataset]
-        choices = _bits_of(data.query, rows)[:, :, None] & _bits_of(data.passage, rows)[:, None, :]  # [B, L, L]
-        same = np.eye(len(self.languages), dtype=bool)
-        choices &= same if stream.mode == "X-X" else ~same
-        flat = choices.reshape(len(rows), -1)
-        wanted = (_rng(self.seed, 3, step).random(len(rows)) * flat.sum(axis=1)).astype(np.int64)
-        chosen = (np.cumsum(flat, axis=1) > wanted[:, None]).argmax(axis=1)
-        query, passage = np.divmod(chosen, len(self.languages))
-        return query.astype(np.int8), passage.astype(np.int8)
+        uniform = _rng(self.seed, 3, step).random(len(rows))
+        return _language_pairs(_bits_of(data.query, rows), _bits_of(data.passage, rows), stream.mode, uniform)
 
     def steps(self, start: int, stop: int) -> Iterator[BatchSpec]:
         """The batches of steps start ... stop - 1."""
         return (self[step] for step in range(start, stop))
 
 
-def _usable(data: DatasetRows, mode: Mode, languages: Pair | None) -> Bits:
-    """Packed bits [ceil(rows / 8)] of the rows that a stream can use."""
+def _blocks(data: DatasetRows) -> Iterator[slice]:
+    """The bytes of a dataset's bits, BLOCK at a time."""
+    size = data.query.shape[1]
+    return (slice(start, min(start + BLOCK, size)) for start in range(0, size, BLOCK))
+
+
+def _ranges(starts: Rows, stops: Rows) -> Rows:
+    """The integers start ... stop - 1 of each range, one range after the other."""
+    return np.concatenate([np.arange(start, stop) for start, stop in zip(starts, stops, strict=True)])
+
+
+def _count(data: DatasetRows, mode: Mode, languages: Pair | None) -> int:
+    """How many rows a stream can use."""
+    return sum(int(np.bitwise_count(_usable(data, mode, languages, block)).sum()) for block in _blocks(data))
+
+
+def _usable(data: DatasetRows, mode: Mode, languages: Pair | None, where: Bytes) -> Bits:
+    """Packed bits of the rows that a stream can use, of some bytes."""
+    kept = data.kept[where]
     if languages is not None:
         query, passage = languages
-        both: Bits = data.query[query] & data.passage[passage]
-        return both
-    same_language: Bits = np.bitwise_or.reduce(data.query & data.passage, axis=0)
+        fixed: Bits = data.query[query, where] & data.passage[passage, where] & kept
+        return fixed
+    queries, passages = data.query[:, where], data.passage[:, where]
+    same_language: Bits = np.bitwise_or.reduce(queries & passages, axis=0)
     if mode == "X-X":
-        return same_language
-    one_query, two_queries = _one_and_two(data.query)
-    one_passage, two_passages = _one_and_two(data.passage)
+        return same_language & kept
+    one_query, two_queries = _one_and_two(queries)
+    one_passage, two_passages = _one_and_two(passages)
     # With a single query and a single passage the pair is cross-lingual only if their languages differ.
-    usable: Bits = one_query & one_passage & (two_queries | two_passages | ~same_language)
+    usable: Bits = one_query & one_passage & (two_queries | two_passages | ~same_language) & kept
     return usable
 
 
@@ -351,9 +384,33 @@ def _one_and_two(bits: Bits) -> tuple[Bits, Bits]:
     return one, two
 
 
-def _bits_of(bits: Bits, rows: Rows) -> npt.NDArray[np.bool_]:
-    """bool [B, languages]: the bits of some rows."""
-    return (bits[:, rows >> 3] >> (7 - (rows & 7)).astype(np.uint8) & 1).T.astype(bool)
+def _bits_of(bits: Bits, rows: Rows) -> npt.NDArray[np.int16]:
+    """int16 [languages, B]: the bits of some rows, 0 or 1."""
+    return (bits[:, rows >> 3] >> (7 - (rows & 7)).astype(np.uint8) & 1).astype(np.int16)
+
+
+def _language_pairs(
+    query: npt.NDArray[np.int16], passage: npt.NDArray[np.int16], mode: Mode, uniform: npt.NDArray[np.float64]
+) -> tuple[Codes, Codes]:
+    """Of each row pair number floor(uniform · n) of its n, counted by query language, then by passage language.
+
+    Counts of pairs by query language say the same as a table of all pairs, in a tenth of its size.
+
+    `query` and `passage` [languages, B] are 1 where the row has the text, `mode` is X-Y (languages differ) or X-X (they
+    agree), each row must have such a pair; `uniform` [B] is in [0, 1).
+    """
+    choices = query * passage if mode == "X-X" else query * (passage.sum(axis=0, dtype=np.int16) - passage)
+    ends = np.cumsum(choices, axis=0, dtype=np.int16)  # up to languages²: the codes are int8, so it fits
+    wanted = (uniform * ends[-1]).astype(np.int16)
+    asked = (ends <= wanted).sum(axis=0)
+    if mode == "X-X":
+        return asked.astype(np.int8), asked.astype(np.int8)
+    rows = np.arange(len(uniform))
+    others = passage.copy()
+    others[asked, rows] = 0
+    place = wanted - (ends - choices)[asked, rows]
+    answered = (np.cumsum(others, axis=0, dtype=np.int16) <= place).sum(axis=0)
+    return asked.astype(np.int8), answered.astype(np.int8)
 
 
 def _earlier_occurrences(values: Rows, kinds: int) -> Rows:

@@ -1,27 +1,26 @@
 """From plan to tokens: one ordered Ray Data pipeline per rank.
 
-A task takes a run of consecutive steps of its rank and hands over ragged token ids, one row per step; workers only
-pad and move. `streaming_split` cannot give rank r its slice of global batch k, hence a pipeline per rank, which
+A task takes a run of consecutive steps of its rank and hands over token ids, one row per step; workers only pad and
+move. `streaming_split` cannot give rank r its slice of global batch k, hence a pipeline per rank, which
 `hbt_ray.train.fit` hands to the workers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import ceil
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data import ExecutionOptions
+from ray.data import Datasource, ExecutionOptions, ReadTask, TaskPoolStrategy
+from ray.data.block import BlockMetadata
 from tokenizers import Tokenizer
 
-from hbt_ray.mixing.reader import SliceReader, Tokenisation
+from hbt_ray.mixing.reader import SliceReader, StepRow, Tokenisation, step_rows
 from hbt_ray.mixing.source import PlanSource
 
 STEPS_PER_TASK = 16
@@ -45,25 +44,45 @@ class PlanPipeline:
 
     def iterator(self, rank: int, world_size: int) -> Any:
         """The ordered Ray Data iterator of one rank."""
-        task = _SliceTask(SliceReader(self.source, self.tokens, rank, world_size), self.tokenizer, self.first_step)
-        steps = self.stop_step - self.first_step
-        blocks = ceil(steps / STEPS_PER_TASK)
-        dataset = ray.data.range(steps, override_num_blocks=blocks).map_batches(
-            task, batch_size=None, num_cpus=TASK_CPUS, concurrency=min(blocks, TASKS_PER_PIPELINE)
+        steps = range(self.first_step, self.stop_step)
+        tasks = ceil(len(steps) / STEPS_PER_TASK)
+        dataset = ray.data.read_datasource(
+            _PlanSlices(SliceReader(self.source, self.tokens, rank, world_size), self.tokenizer, steps),
+            num_cpus=TASK_CPUS,
+            compute=TaskPoolStrategy(min(tasks, TASKS_PER_PIPELINE)),
+            override_num_blocks=tasks,
         )
         dataset.context.execution_options = ExecutionOptions(preserve_order=True)
         dataset.context.enable_progress_bars = False
         return dataset.iterator()
 
 
-@dataclass(frozen=True)
-class _SliceTask:
-    reader: SliceReader
-    tokenizer: ray.ObjectRef
-    first_step: int
+class _PlanSlices(Datasource):  # type: ignore[misc]
+    """Hands out runs of steps as tasks. Not `ray.data.range`, whose tasks ask for a whole CPU each."""
 
-    def __call__(self, block: Mapping[str, npt.NDArray[np.int64]]) -> pa.Table:
-        return self.reader.read((self.first_step + block["id"]).tolist(), _tokenizer(self.tokenizer))
+    def __init__(self, reader: SliceReader, tokenizer: ray.ObjectRef, steps: range) -> None:
+        super().__init__()
+        self._reader = reader
+        self._tokenizer = tokenizer
+        self._steps = steps
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Known once texts are read."""
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        """One task for every STEPS_PER_TASK steps."""
+        runs = [self._steps[start : start + STEPS_PER_TASK] for start in range(0, len(self._steps), STEPS_PER_TASK)]
+        return [
+            ReadTask(partial(_read, self._reader, self._tokenizer, run), BlockMetadata(len(run), None, None, None))
+            for run in runs
+        ]
+
+
+def _read(reader: SliceReader, tokenizer: ray.ObjectRef, steps: range) -> list[pa.Table]:
+    return [reader.read(steps, _tokenizer(tokenizer))]
 
 
 @lru_cache(maxsize=2)
@@ -71,7 +90,7 @@ def _tokenizer(reference: ray.ObjectRef) -> Tokenizer:
     return Tokenizer.from_str(ray.get(reference))
 
 
-def step_rows(iterator: Any) -> Iterator[dict[str, Any]]:
-    """The rows of a rank's iterator, one per step, in order."""
+def slices(iterator: Any) -> Iterator[StepRow]:
+    """The slices of a rank's iterator, one per step, in order."""
     for table in iterator.iter_batches(batch_size=STEPS_PER_TASK, batch_format="pyarrow", prefetch_batches=2):
-        yield from table.to_pylist()
+        yield from step_rows(table)

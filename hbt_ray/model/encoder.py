@@ -104,19 +104,28 @@ def resolve_backbone(name: str) -> str:
         ) from None
 
 
-def load_encoder(name: str, pooling: Pooling, revision: str | None = None) -> tuple[DualEncoder, Any]:
+def load_encoder(
+    name: str, pooling: Pooling, revision: str | None = None, attention: str | None = None
+) -> tuple[DualEncoder, Any]:
     """Encoder and tokenizer from a folder or hub name; weights from safetensors only, no remote code.
 
+    `attention` names kernels of transformers (sdpa, eager, flash_attention_2); None: its own choice.
+
     Raises:
-        ModelError: folder without config, tokenizer or safetensors weights; unknown model.
+        ModelError: folder without config, tokenizer or safetensors weights; unknown model; kernels not installed.
     """
     check_folder(Path(name))
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
         backbone = AutoModel.from_pretrained(
-            name, revision=revision, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+            name,
+            revision=revision,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            attn_implementation=attention,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(name, reason, "a transformers encoder", "Check the folder or model name.") from None
     return DualEncoder(backbone, pooling), tokenizer

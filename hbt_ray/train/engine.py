@@ -11,12 +11,23 @@ from torch import Tensor, nn
 
 from hbt_ray.config import TrainSection
 from hbt_ray.model.encoder import DualEncoder
+from hbt_ray.model.temperature import Temperature
 
-NO_DECAY = ("bias", "LayerNorm.weight", "layer_norm.weight", "norm.weight")
+NO_DECAY = ("bias", "LayerNorm.weight", "layer_norm.weight", "norm.weight", "temperature.position")
 
 
-def build_engine(encoder: DualEncoder, train: TrainSection, zero_stage: int, world_size: int) -> Any:
-    """A DeepSpeed engine around the encoder. The process group must exist (Ray Train made it)."""
+def build_engine(
+    encoder: DualEncoder, train: TrainSection, zero_stage: int, world_size: int, *, universal: bool = False
+) -> Any:
+    """A DeepSpeed engine around the encoder. The process group must exist (Ray Train made it).
+
+    Args:
+        encoder: gets the temperature as a submodule, and is handed to the engine.
+        train: optimisation.
+        zero_stage: 0 to 3.
+        world_size: number of ranks.
+        universal: whether the checkpoint to load is in DeepSpeed's universal format (another world size wrote it).
+    """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
@@ -24,20 +35,42 @@ def build_engine(encoder: DualEncoder, train: TrainSection, zero_stage: int, wor
 
     # DeepSpeed would compile this operator for a minute at every first start; only its inference code uses it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    optimizer = torch.optim.AdamW(parameter_groups(encoder, train.weight_decay), lr=train.learning_rate)
+    encoder.add_module("temperature", Temperature(train.temperature, learn=train.learn_temperature))
+    if train.activation_checkpointing:
+        encoder.backbone.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    if train.compile:
+        encoder.backbone.compile(dynamic=True)
     return deepspeed.initialize(
-        model=encoder, optimizer=optimizer, config=deepspeed_config(train, zero_stage, world_size)
+        model=encoder,
+        optimizer=_optimizer(encoder, train),
+        config=deepspeed_config(train, zero_stage, world_size, universal=universal),
     )[0]
 
 
-def deepspeed_config(train: TrainSection, zero_stage: int, world_size: int) -> dict[str, Any]:
+def _optimizer(encoder: DualEncoder, train: TrainSection) -> torch.optim.Optimizer:
+    groups = parameter_groups(encoder, train.weight_decay)
+    if train.optimizer == "cpu_adamw":
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(groups, lr=train.learning_rate)  # type: ignore[no-any-return]
+    return torch.optim.AdamW(groups, lr=train.learning_rate)
+
+
+def deepspeed_config(
+    train: TrainSection, zero_stage: int, world_size: int, *, universal: bool = False
+) -> dict[str, Any]:
     """DeepSpeed's own configuration; clipping is always stated because its default is 1.0."""
+    zero: dict[str, Any] = {"stage": zero_stage}
+    if train.optimizer == "cpu_adamw":
+        zero["offload_optimizer"] = {"device": "cpu"}
     return {
-        "train_micro_batch_size_per_gpu": train.batch_size // world_size,
+        # DeepSpeed only keeps its own books with this number; the last slices of an uneven split are smaller.
+        "train_micro_batch_size_per_gpu": -(-train.batch_size // world_size),
         "gradient_accumulation_steps": 1,
         "gradient_clipping": train.max_gradient_norm,
-        "zero_optimization": {"stage": zero_stage},
+        "zero_optimization": zero,
         "bf16": {"enabled": train.precision == "bf16"},
+        "checkpoint": {"load_universal": universal},
         "steps_per_print": 2**31,
     }
 
@@ -63,6 +96,14 @@ def set_learning_rate(engine: Any, rate: float) -> None:
     """Set the rate of all parameter groups."""
     for group in engine.optimizer.param_groups:
         group["lr"] = rate
+
+
+def gradient_norm(engine: Any) -> float | None:
+    """Norm of the whole gradient before clipping, call it between backward and step; None where only step knows it."""
+    if engine.zero_optimization_stage() > 0:
+        return None
+    gradients = [weight.grad for weight in engine.module.parameters() if weight.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients))
 
 
 def full_weights(engine: Any) -> dict[str, Tensor] | None:

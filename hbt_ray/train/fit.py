@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -16,28 +17,32 @@ from typing import Any
 
 import ray.data
 import ray.train
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from hbt_ray.config import Config
 from hbt_ray.corpus.shards import open_corpus
-from hbt_ray.errors import ResourceError, TrainingError, UserError
+from hbt_ray.errors import Interrupted, ResourceError, TrainingError, UserError
 from hbt_ray.mixing.reader import Tokenisation
 from hbt_ray.mixing.source import PlanSource, plan_languages, training_source, validation_sources
 from hbt_ray.mixing.stream import PlanPipeline
 from hbt_ray.model.encoder import EncoderSettings, check_folder, resolve_backbone, tokenizer_json
-from hbt_ray.model.export import write_training
+from hbt_ray.model.export import model_hash, write_training
 from hbt_ray.model.scratch import build_scratch
 from hbt_ray.storage import Folder
-from hbt_ray.train.checkpoint import EXPORT
+from hbt_ray.train.checkpoint import EXPORT, Saved, accepted, check_identity, damage, identity, newest_intact
+from hbt_ray.train.control import start_control, stopped_by_sigterm
 from hbt_ray.train.data import PlanDataConfig
 from hbt_ray.train.loop import Job, train_worker
-from hbt_ray.train.metrics_log import Follower, MetricsLog, Rows
+from hbt_ray.train.metrics_log import Follower, MetricsLog, Rows, complete, cut_unfinished_line
+from hbt_ray.train.non_finite import write_batch
+from hbt_ray.train.retention import Retention, best_export, mend_record, validation_loss
 
 SCRATCH = "scratch"
 METRICS = "metrics.jsonl"
-SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's own record of the checkpoints it has accepted
 TOKENIZER_TEXTS = 400_000  # enough for a vocabulary; a corpus of 40M pairs need not be read twice
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,16 +65,71 @@ def fit(config: Config, run_dir: Path, root: str, on_rows: Callable[[Rows], None
         on_rows: called on the driver with new rows of metrics.jsonl while training goes on.
 
     Raises:
-        UserError: configuration, corpus, model or resources that cannot work.
-        TrainingError: the workers failed more often than cluster.max_failures allows.
+        UserError: configuration, corpus, model or resources that cannot work, storage that cannot be written,
+            checkpoints of another training in it.
+        TrainingError: the workers failed more often than cluster.max_failures allows, a loss was not a number, all
+            checkpoints are damaged.
+        Interrupted: SIGTERM; a checkpoint was written and the same command resumes.
     """
+    checkpoints = Folder(config.run.storage or str(run_dir / "checkpoints"))
+    storage = checkpoints / config.run.name
+    storage.check_writable()
     backbone = prepare_backbone(config, root, run_dir)
-    storage = Folder(config.run.storage or str(run_dir / "checkpoints"))
-    newest = _newest_metrics(storage / config.run.name)
-    if not (newest.get("stopped") or newest.get("step", 0) >= config.train.steps):
-        with Follower(run_dir / METRICS, on_rows):
-            _run(_trainer(config, root, backbone, storage, run_dir / METRICS))
-    return _finish(config, root, storage / config.run.name, run_dir)
+    must_agree = identity(config, _backbone_hash(backbone, config.model.revision)) | _shards(config, root)
+    saved = _resume_point(storage, must_agree)
+    if saved is None or not (saved.metrics["stopped"] or saved.step >= config.train.steps):
+        _train(config, root, backbone, checkpoints, must_agree, run_dir, saved, on_rows)
+    return _finish(config, root, storage, run_dir)
+
+
+def _resume_point(storage: Folder, must_agree: Mapping[str, Any]) -> Saved | None:
+    """The checkpoint to go on from, after Ray's record is in order; None for a fresh run.
+
+    Raises:
+        ConfigError: the newest checkpoint is of another training.
+        TrainingError: there are checkpoints, and all are damaged.
+    """
+    for saved in accepted(storage)[:1]:
+        check_identity(saved, must_agree)
+    mend_record(storage)
+    intact, damages = newest_intact(storage)
+    for message in damages:
+        logger.warning("%s", message)
+    if damages and intact is None:
+        raise TrainingError(f"no intact checkpoint is left in {storage.uri}: {damages[0]}; delete it to start anew")
+    if damages and intact is not None:
+        logger.warning("going on from checkpoint %s, step %d", intact.name, intact.step)
+    return intact
+
+
+def _train(
+    config: Config,
+    root: str,
+    backbone: str,
+    checkpoints: Folder,
+    must_agree: Mapping[str, Any],
+    run_dir: Path,
+    saved: Saved | None,
+    on_rows: Callable[[Rows], None],
+) -> None:
+    """Run the workers to the last step. Raises TrainingError, Interrupted."""
+    metrics = run_dir / METRICS
+    cut_unfinished_line(metrics)
+    control = start_control()
+    trainer = _trainer(config, root, backbone, checkpoints, must_agree, metrics, control)
+    with Follower(metrics, on_rows):
+        if saved is not None:
+            complete(metrics, saved.metrics)
+        with stopped_by_sigterm(control):
+            _run(trainer)
+        outcome = ray.get(control.outcome.remote())
+    ray.kill(control)
+    if outcome is None:
+        return
+    if outcome["outcome"] == "interrupted":
+        raise Interrupted(outcome["step"])
+    path = write_batch(config, root, outcome["step"], run_dir)
+    raise TrainingError(f"the loss of step {outcome['step']} is not a finite number; its pairs are in {path}")
 
 
 def check_backbone(config: Config) -> None:
@@ -117,20 +177,39 @@ def _texts(source: PlanSource) -> Iterator[str]:
                         yield from (text for text in table[column].to_pylist() if text is not None)
 
 
-def _newest_metrics(storage: Folder) -> dict[str, Any]:
-    """The metrics of the newest checkpoint that Ray Train has accepted; {} before the first."""
-    if not storage.exists(SNAPSHOT):
-        return {}
-    newest = json.loads(storage.read(SNAPSHOT))["latest_checkpoint_result"]
-    return dict(newest["metrics"]) if newest else {}
+def _backbone_hash(backbone: str, revision: str | None) -> str:
+    """Stands for the weights to start from: their hash, or for a model of a hub its name and revision."""
+    folder = Path(backbone)
+    return model_hash(folder) if folder.is_dir() else f"{backbone}@{revision}"
 
 
-def _trainer(config: Config, root: str, backbone: str, storage: Folder, metrics: Path) -> TorchTrainer:
+def _shards(config: Config, root: str) -> dict[str, Any]:
+    """Stands for the training data: 12 hex digits over the checksums of each dataset's files."""
+    datasets = open_corpus(Folder(root), config.data.datasets)
+    return {
+        "training data": {
+            dataset.name: hashlib.sha256(json.dumps(sorted(dataset.manifest.files.items())).encode()).hexdigest()[:12]
+            for dataset in datasets
+        }
+    }
+
+
+def _trainer(
+    config: Config,
+    root: str,
+    backbone: str,
+    checkpoints: Folder,
+    must_agree: Mapping[str, Any],
+    metrics: Path,
+    control: Any,
+) -> TorchTrainer:
     model, cluster = config.model, config.cluster
-    if cluster.gpu and ray.cluster_resources().get("GPU", 0) < cluster.workers:
+    storage = checkpoints / config.run.name
+    fewest = cluster.min_workers or cluster.workers
+    if cluster.gpu and ray.cluster_resources().get("GPU", 0) < fewest:
         raise ResourceError(
             "cluster.gpu",
-            f"{cluster.workers} workers with a GPU each",
+            f"{fewest} workers with a GPU each",
             f"at most {ray.cluster_resources().get('GPU', 0):g}, the GPUs of the cluster",
             "Set cluster.gpu: false, or lower cluster.workers.",
         )
@@ -139,37 +218,42 @@ def _trainer(config: Config, root: str, backbone: str, storage: Folder, metrics:
         model.passage_prefix,
         model.max_query_tokens,
         model.max_passage_tokens,
+        config.train.hard_negatives,
     )
     tokenizer = ray.put(tokenizer_json(backbone, model.revision))
     validation = validation_sources(config, root)
     datasets: dict[str, Callable[[], PlanPipeline]] = {
-        "train": partial(
-            _missing_steps, config, training_source(config, root), tokens, tokenizer, storage / config.run.name
-        )
+        "train": partial(_missing_steps, config, training_source(config, root), tokens, tokenizer, storage)
     }
     for mode, source in validation.items():
         source.open()
         pipeline = PlanPipeline(source, tokens, tokenizer, 0, config.data.hold_out.batches // len(validation))
         datasets[f"validation/{mode}"] = partial(_same, pipeline)
-    keep = CheckpointConfig(num_to_keep=2)
-    if validation:
-        keep = CheckpointConfig(
-            num_to_keep=2, checkpoint_score_attribute="validation_loss", checkpoint_score_order="min"
-        )
+    job = Job(
+        config=config,
+        backbone=backbone,
+        settings=encoder_settings(config),
+        validation_weights=validation_weights(config, tuple(validation)),
+        storage=storage.uri,
+        identity=must_agree,
+        control=control,
+    )
     resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": 1.0} if cluster.gpu else {})
     return TorchTrainer(
         train_worker,
-        train_loop_config={
-            "job": Job(config, backbone, encoder_settings(config), validation_weights(config, tuple(validation)))
-        },
+        train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=cluster.workers, use_gpu=cluster.gpu, resources_per_worker=resources),
+        scaling_config=ScalingConfig(
+            num_workers=(cluster.min_workers, cluster.workers) if cluster.min_workers else cluster.workers,
+            use_gpu=cluster.gpu,
+            resources_per_worker=resources,
+        ),
         run_config=RunConfig(
             name=config.run.name,
-            storage_path=storage.uri,
+            storage_path=checkpoints.path(),
+            storage_filesystem=checkpoints.filesystem,
             failure_config=FailureConfig(max_failures=cluster.max_failures),
-            checkpoint_config=keep,
-            callbacks=[MetricsLog(metrics)],
+            callbacks=[MetricsLog(metrics), Retention(storage)],
         ),
         datasets=datasets,
         dataset_config=PlanDataConfig(),
@@ -189,8 +273,13 @@ def validation_weights(config: Config, modes: Sequence[str]) -> dict[str, float]
 def _missing_steps(
     config: Config, source: PlanSource, tokens: Tokenisation, tokenizer: ray.ObjectRef, storage: Folder
 ) -> PlanPipeline:
-    """Asked at every start of the worker group: the plan from the end of the newest checkpoint on."""
-    return PlanPipeline(source, tokens, tokenizer, int(_newest_metrics(storage).get("step", 0)), config.train.steps)
+    """Asked at every start of the worker group: the plan from the end of the newest intact checkpoint on."""
+    saved, damages = newest_intact(storage)
+    for message in damages:
+        logger.warning("%s", message)
+    if damages and saved is None:
+        raise TrainingError(f"no intact checkpoint is left in {storage.uri}: {damages[0]}")
+    return PlanPipeline(source, tokens, tokenizer, saved.step if saved else 0, config.train.steps)
 
 
 def _same(pipeline: PlanPipeline) -> PlanPipeline:
@@ -218,21 +307,17 @@ def _run(trainer: TorchTrainer) -> None:
 
 def _finish(config: Config, root: str, storage: Folder, run_dir: Path) -> FitResult:
     """Copy the best checkpoint's export to `model/` and say beside it what it was trained on."""
-    snapshot = json.loads(storage.read(SNAPSHOT))
-    results = snapshot["checkpoint_results"]
-    best = min(results, key=lambda result: (result["metrics"].get("validation_loss", 0.0), -result["metrics"]["step"]))
-    export = ray.train.Checkpoint(storage.path(f"{best['checkpoint_dir_name']}"), filesystem=storage.filesystem)
-    model_dir = run_dir / "model"
-    with export.as_directory() as folder:
-        shutil.rmtree(model_dir, ignore_errors=True)
-        shutil.copytree(Path(folder) / EXPORT, model_dir)
-    write_training(model_dir, _training_facts(config, root, best["metrics"]["step"]))
-    return FitResult(
-        run_dir,
-        model_dir,
-        steps=int(snapshot["latest_checkpoint_result"]["metrics"]["step"]),
-        best_validation_loss=best["metrics"].get("validation_loss"),
-    )
+    checkpoints = accepted(storage)
+    best = best_export([saved for saved in checkpoints if saved.exported and damage(saved, storage) is None])
+    if best is None:
+        raise TrainingError(f"no intact export of the encoder is left in {storage.uri}")
+    model_dir, unfinished = run_dir / "model", run_dir / "model.partial"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    (storage / best.name / EXPORT).download(unfinished)
+    write_training(unfinished, _training_facts(config, root, best.step))
+    shutil.rmtree(model_dir, ignore_errors=True)
+    unfinished.rename(model_dir)
+    return FitResult(run_dir, model_dir, steps=checkpoints[0].step, best_validation_loss=validation_loss(best))
 
 
 def _training_facts(config: Config, root: str, step: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,34 @@ class MetricsLog(UserCallback):  # type: ignore[misc]
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Append the new steps and, with a checkpoint, the validation losses."""
-        report = metrics[0]
-        written = _last_step(self._path) if self._written is None else self._written
-        rows = [row for row in report["log"] if row["step"] > written]
-        self._written = rows[-1]["step"] if rows else written
-        losses = {key: value for key, value in report.items() if key.startswith("validation_loss")}
-        if rows and losses:
-            rows[-1] = rows[-1] | losses
-        with self._path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        if self._written is None:
+            self._written = _last_step(self._path)
+        self._written = append(self._path, metrics[0], self._written)
+
+
+def append(path: Path, report: Mapping[str, Any], written: int) -> int:
+    """Append the steps of a report that come after step `written`; the last step that is now in the file."""
+    rows = [row for row in report["log"] if row["step"] > written]
+    if not rows:
+        return written
+    losses = {key: value for key, value in report.items() if key.startswith("validation_loss")}
+    rows[-1] = rows[-1] | losses
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    return int(rows[-1]["step"])
+
+
+def cut_unfinished_line(path: Path) -> None:
+    """Drop the end of a line that a killed controller could not finish; it comes again."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def complete(path: Path, report: Mapping[str, Any]) -> None:
+    """Append what the newest checkpoint's report says of steps that a killed controller had no time to write."""
+    append(path, report, _last_step(path))
 
 
 def _last_step(path: Path) -> int:
