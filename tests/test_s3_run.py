@@ -117,6 +117,8 @@ def check_run_on_s3(local: tuple[Config, Path], name: str, bucket: str) -> None:
     assert kept[0].step == STEPS
     assert [damage(saved, storage) for saved in kept] == [None] * len(kept)
     assert not (run_dir(config) / "checkpoints").exists()
+    for path in (run_dir(config) / "model").glob("*.*"):
+        assert (storage / "model").read(path.name) == path.read_bytes()
 
 
 def with_environment(values: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from hbt_ray.mixing.reader import StepRow
 from hbt_ray.model.encoder import DualEncoder, load_encoder
 from hbt_ray.train import telemetry
 from hbt_ray.train.step import Batch, StepResult, to_batch
-from hbt_ray.train.telemetry import StepClock, Telemetry
+from hbt_ray.train.telemetry import StepClock, Telemetry, diverged
 
 CPU = torch.device("cpu")
 
@@ -90,6 +90,23 @@ def test_mfu_counts_the_model_by_hand(encoder: DualEncoder, monkeypatch: pytest.
     weights = sum(weight.numel() for weight in layer.parameters())  # the pooler is not used
     flops = 32 * (6 * weights + 12 * config.hidden_size * 8)
     assert row["mfu"] == pytest.approx(flops / (4.0 * 1e6), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm", "expected"),
+    [
+        (2.5, 0.0, False),
+        (2.5, 1e30, False),
+        (float("nan"), 1.0, True),
+        (float("inf"), 1.0, True),
+        (2.5, float("inf"), True),
+        (2.5, float("nan"), True),
+        (2.5, -1.0, True),  # what DeepSpeed makes of a gradient that is not a number
+    ],
+)
+def test_a_step_that_is_not_a_number(loss: float, norm: float, expected: bool) -> None:
+    """Loss and gradient both have to be finite."""
+    assert diverged({"loss": loss, "gradient_norm": norm}) is expected
 
 
 def test_a_clock_tells_waiting_from_work(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,8 +67,8 @@ def fit(config: Config, run_dir: Path, root: str, on_rows: Callable[[Rows], None
     Raises:
         UserError: configuration, corpus, model or resources that cannot work, storage that cannot be written,
             checkpoints of another training in it.
-        TrainingError: the workers failed more often than cluster.max_failures allows, a loss was not a number, all
-            checkpoints are damaged.
+        TrainingError: the workers failed more often than cluster.max_failures allows, a loss or gradient was not a
+            number, all checkpoints are damaged.
         Interrupted: SIGTERM; a checkpoint was written and the same command resumes.
     """
     checkpoints = Folder(config.run.storage or str(run_dir / "checkpoints"))
@@ -129,7 +129,7 @@ def _train(
     if outcome["outcome"] == "interrupted":
         raise Interrupted(outcome["step"])
     path = write_batch(config, root, outcome["step"], run_dir)
-    raise TrainingError(f"the loss of step {outcome['step']} is not a finite number; its pairs are in {path}")
+    raise TrainingError(f"loss or gradient of step {outcome['step']} is not a finite number; its pairs are in {path}")
 
 
 def check_backbone(config: Config) -> None:
@@ -306,7 +306,7 @@ def _run(trainer: TorchTrainer) -> None:
 
 
 def _finish(config: Config, root: str, storage: Folder, run_dir: Path) -> FitResult:
-    """Copy the best checkpoint's export to `model/` and say beside it what it was trained on."""
+    """Copy the best checkpoint's export to `model/`, here and in run.storage, with what it was trained on."""
     checkpoints = accepted(storage)
     best = best_export([saved for saved in checkpoints if saved.exported and damage(saved, storage) is None])
     if best is None:
@@ -317,6 +317,8 @@ def _finish(config: Config, root: str, storage: Folder, run_dir: Path) -> FitRes
     write_training(unfinished, _training_facts(config, root, best.step))
     shutil.rmtree(model_dir, ignore_errors=True)
     unfinished.rename(model_dir)
+    if config.run.storage:
+        (storage / EXPORT).upload(model_dir)
     return FitResult(run_dir, model_dir, steps=checkpoints[0].step, best_validation_loss=validation_loss(best))
 
 

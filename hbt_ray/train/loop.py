@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from hbt_ray.train.checkpoint import agreed_newest, loadable, restore, save_chec
 from hbt_ray.train.control import StopWatch
 from hbt_ray.train.engine import build_engine, gradient_norm, learning_rate, set_learning_rate
 from hbt_ray.train.step import Batch, chunk_tokens, contrastive_loss, contrastive_step, to_batch
-from hbt_ray.train.telemetry import StepClock, Telemetry
+from hbt_ray.train.telemetry import StepClock, Telemetry, diverged
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ def train_worker(loop_config: Mapping[str, Any]) -> None:
         )
         log.append(row)
 
-        if not math.isfinite(row["loss"]):
+        if diverged(row):
             ray.train.report({"step": batch.step, "log": log[:-1]})
             _end(job, rank, {"outcome": "non-finite", "step": batch.step})
             return

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -102,6 +104,14 @@ class Telemetry:
             chunk.ids.numel() * (self._flops_per_token + self._flops_per_position * chunk.ids.shape[1])
             for chunk in batch.chunks
         )
+
+
+def diverged(row: Mapping[str, Any]) -> bool:
+    """Whether a step's loss or gradient is not a finite number; DeepSpeed reports such a gradient's norm as inf or -1.
+
+    DeepSpeed leaves out the update of such a step without a word, and trains on.
+    """
+    return not (math.isfinite(row["loss"]) and 0 <= row["gradient_norm"] < math.inf)
 
 
 def _model_flops(model: torch.nn.Module) -> tuple[int, int]:
