@@ -47,7 +47,12 @@ ENV = {
     "PATH": f"{BIN}:/usr/sbin:/usr/bin:/sbin:/bin",
 }
 PACE = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"  # reports wait for it, and here every step reports: the seconds of a step
-TIMED = {"tokens_per_second", "data_wait_share", "mfu"}  # of a row of metrics.jsonl; everything else must agree
+TIMED = {
+    "seconds",
+    "tokens_per_second",
+    "data_wait_share",
+    "mfu",
+}  # of a row of metrics.jsonl; everything else must agree
 WAIT_SECONDS = 240
 TERMINATED = 128 + signal.SIGTERM
 

@@ -201,6 +201,7 @@ def test_symmetric_loss_learned_temperature_and_uneven_slices(
         assert position == pytest.approx(expected_position, rel=1e-4), case.name
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.slow  # DeepSpeed and torch.compile both build C++ code for a minute or two the first time
 def test_compiled_backbone_and_optimiser_on_the_host(
     toy_config: Config, corpus: str, toy_model: Path, tmp_path: Path
