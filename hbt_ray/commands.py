@@ -31,6 +31,8 @@ if TYPE_CHECKING:  # imported where they are used: the command line starts light
     from hbt_ray.evaluation.evaluate import Embed
     from hbt_ray.evaluation.matrix import Evaluation
     from hbt_ray.evaluation.rankers import Ranker
+    from hbt_ray.train.checkpoint import CheckpointAddress
+    from hbt_ray.train.retrieval import Retrieval
 
 HOME_VARIABLE = "HBT_RAY_HOME"
 SAMPLE_FOLDER = "sample"
@@ -142,22 +144,49 @@ def mixture(config: Config, steps: int) -> Mixture:
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished training command."""
+    """A finished training command: where and what `FitResult` says, the MLflow run, the registered version if any."""
 
     run_dir: Path
     model_dir: Path
     mlflow_run_id: str
     model_version: int | None
     steps: int
+    best_step: int
     best_validation_loss: float | None
+    metrics: dict[str, float]
+    checkpoint: CheckpointAddress
 
     def summary(self) -> dict[str, Any]:
         """The last line of `hbt-ray train`."""
-        return {key: str(value) if isinstance(value, Path) else value for key, value in vars(self).items()}
+        return {
+            "run_dir": str(self.run_dir),
+            "model_dir": str(self.model_dir),
+            "mlflow_run_id": self.mlflow_run_id,
+            "model_version": self.model_version,
+            "steps": self.steps,
+            "best_step": self.best_step,
+            "best_validation_loss": self.best_validation_loss,
+        }
 
 
-def train(config: Config, on_rows: OnRows) -> Trained:
+def train(
+    config: Config,
+    on_rows: OnRows,
+    *,
+    retrieval: Retrieval | None = None,
+    begin: CheckpointAddress | None = None,
+    until: int | None = None,
+    parent_run: str | None = None,
+) -> Trained:
     """Train, track and register one configuration; the same run name resumes.
+
+    Args:
+        config: what to train.
+        on_rows: takes new rows of metrics.jsonl, after MLflow.
+        retrieval: what to retrieve at validations.
+        begin: a checkpoint of another run to start from.
+        until: the step to end at, of train.steps.
+        parent_run: MLflow run to show this one below.
 
     Raises:
         UserError: data, configuration, model, resources or storage that cannot work.
@@ -186,14 +215,15 @@ def train(config: Config, on_rows: OnRows) -> Trained:
             config.run.name,
             run_dir,
             config.model_dump(mode="json"),
+            parent=parent_run,
         )
 
         def deliver(rows: list[dict[str, Any]]) -> None:
-            on_rows(rows)
             run.log_rows(rows)
+            on_rows(rows)
 
         try:
-            result = fit(config, run_dir, root, deliver)
+            result = fit(config, run_dir, root, deliver, retrieval=retrieval, begin=begin, until=until)
         except BaseException as error:
             run.finish("KILLED" if isinstance(error, KeyboardInterrupt | Interrupted) else "FAILED")
             raise
@@ -207,7 +237,7 @@ def train(config: Config, on_rows: OnRows) -> Trained:
             embedding_width(result.model_dir),
         )
     run.finish()
-    return Trained(run_dir, result.model_dir, run.run_id, version, result.steps, result.best_validation_loss)
+    return Trained(mlflow_run_id=run.run_id, model_version=version, **vars(result))
 
 
 # --- evaluate --------------------------------------------------------------------------------------------------------

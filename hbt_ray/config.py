@@ -64,6 +64,8 @@ class RunSection(_Section):
     storage: str | None = None
     """Where checkpoints go (`s3://...` or a folder all nodes share); null = the run folder."""
     seed: Annotated[int, Field(ge=0)] = 13
+    chosen_on: tuple[str, ...] = ()
+    """Benchmarks on which this configuration was chosen (a sweep fills it in); a study refuses to report on them."""
 
 
 class HoldOutSection(_Section):
@@ -73,6 +75,8 @@ class HoldOutSection(_Section):
     """Share of rows held out; 0 = no validation, no early stopping."""
     batches: Annotated[int, Field(ge=2)] = 8
     """Validation batches, half of them X-X-mono, half mixed; the validation loss weighs the halves by α."""
+    seed: Annotated[int, Field(ge=0)] | None = None
+    """Seed of the choice of documents; null = run.seed. Runs that are compared hold out the same."""
 
 
 class DataSection(_Section):
@@ -84,6 +88,8 @@ class DataSection(_Section):
     """Names of the datasets to use; null = all below the root."""
     languages: Languages | None = None
     """Languages to use; null = all that the datasets have."""
+    fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the documents left for training to use; a smaller share is part of every larger one."""
     hold_out: HoldOutSection = HoldOutSection()
 
 

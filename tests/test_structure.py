@@ -19,7 +19,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 BASE = {"config", "errors", "languages", "session", "storage"}
 ALL = BASE | {
     *("commands", "corpus", "evaluation", "mixing", "model"),
-    *("progress", "quickstart", "sweep", "tracking", "train"),
+    *("progress", "quickstart", "study", "sweep", "tracking", "train"),
 }
 # A room is a folder of hbt_ray or a module beside them; it may always import itself and the version in hbt_ray.
 MAY_IMPORT = {
@@ -35,7 +35,8 @@ MAY_IMPORT = {
     "train": BASE | {"corpus", "mixing", "model"},
     "evaluation": BASE | {"model"},
     "tracking": BASE | {"model"},
-    "sweep": BASE | {"evaluation", "train"},
+    "sweep": ALL - {"cli", "quickstart", "study"},
+    "study": ALL - {"cli", "quickstart"},
     "commands": ALL,
     "quickstart": ALL,
     "cli": ALL,

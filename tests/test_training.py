@@ -252,3 +252,31 @@ def test_validation_weighs_modes_as_training_draws_them(
     """X-X-mono counts α, X-Y 1 - α; under a schedule both count alike."""
     config = toy_config.replaced({"mix.alpha": alpha})
     assert list(validation_weights(config, ["X-X-mono", "X-Y"]).values()) == expected
+
+
+def test_until_and_begin_join_to_the_schedule_in_one_run(
+    toy_config: Config, toy_corpus: str, toy_model: Path, tmp_path: Path
+) -> None:
+    """α 1 until step 3, then another run that begins there with α 0: bit for bit the one run with that schedule."""
+    base = toy_config.replaced({"run.out": str(tmp_path), "model.backbone": str(toy_model), "train.schedule": "linear"})
+
+    def trained(name: str, alpha: object, **options: Any) -> tuple[FitResult, list[dict[str, Any]]]:
+        config = base.replaced({"run.name": name, "mix.alpha": alpha})
+        run_dir = tmp_path / name
+        claim_folder(run_dir, config, toy_corpus)
+        result = fit(config, run_dir, toy_corpus, **options)
+        return result, [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+    schedule = {"points": [[0, 1.0], [3, 0.0]], "interpolation": "step"}
+    first, rows = trained("first", 1.0, until=3)
+    assert (first.steps, first.best_step, [row["step"] for row in rows]) == (3, 3, [0, 1, 2])
+    second, more = trained("second", schedule, begin=first.checkpoint)
+    whole, expected = trained("whole", schedule)
+    assert [row["mode"] for row in expected] == ["X-X-mono"] * 3 + ["X-Y"] * 3
+    assert losses(rows) + losses(more) == losses(expected)
+    assert second.best_step == 6
+    best = first if whole.best_step == 3 else second
+    ours, theirs = (load_file(result.model_dir / "model.safetensors") for result in (best, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    with pytest.raises(ConfigError, match=r"^mix\.alpha: got \[\[0, 0\.0\]\]; expected \[\[0, 1\.0\]\], with which"):
+        trained("other", 0.0, begin=first.checkpoint)

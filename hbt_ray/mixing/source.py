@@ -34,6 +34,12 @@ class PlanSource:
     batch_size: int
     seed: int
     split: Split = "train"
+    fraction: float = 1.0
+
+    @property
+    def split_seed(self) -> int:
+        """Seed of the choice of documents."""
+        return self.seed if self.hold_out.seed is None else self.hold_out.seed
 
     def open(self) -> OpenPlan:
         """The plan and its datasets, opened once per process. Raises CorpusError, ConfigError."""
@@ -58,6 +64,7 @@ def training_source(config: Config, root: str) -> PlanSource:
         mix=config.mix,
         batch_size=config.train.batch_size,
         seed=config.run.seed,
+        fraction=config.data.fraction,
     )
 
 
@@ -121,8 +128,13 @@ def dataset_rows(dataset: ShardedDataset, languages: Sequence[str], source: Plan
     """
     content = _Content.of(dataset)
     query, passage = _presence(content, tuple(languages))
-    held_out = _held_out_rows(content, source.hold_out.fraction, source.seed)
-    kept = held_out if source.split == "validation" else ~held_out
+    held_out = _held_out_rows(content, source.hold_out.fraction, source.split_seed)
+    if source.split == "validation":
+        kept = held_out
+    elif source.fraction < 1:
+        kept = _training_rows(content, source.hold_out.fraction, source.fraction, source.split_seed)
+    else:
+        kept = ~held_out
     return DatasetRows(dataset.name, query, passage, kept, dataset.group_starts)
 
 
@@ -167,17 +179,44 @@ def _held_out_rows(content: _Content, fraction: float, seed: int) -> Bits:
             f"a fraction that leaves some of the {len(held)} groups of dataset {dataset.name!r} for training",
             "Lower it, set it to 0, or import the dataset with more groups.",
         )
-    if not held.any():
+    return _rows_of(dataset, held)
+
+
+@lru_cache(maxsize=32)
+def _training_rows(content: _Content, held_out: float, fraction: float, seed: int) -> Bits:
+    """uint8 [ceil(rows / 8)]: packed bits of the rows that training uses of those not held out."""
+    groups = content.dataset.manifest.groups
+    return _rows_of(content.dataset, training_groups(groups, held_out, fraction, seed))
+
+
+def _rows_of(dataset: ShardedDataset, chosen: npt.NDArray[np.bool_]) -> Bits:
+    """Packed bits of the rows of chosen groups."""
+    if not chosen.any():
         return np.zeros(-(-dataset.manifest.rows // 8), dtype=np.uint8)
-    return np.concatenate(dataset.map_groups(lambda rows: np.packbits(np.take(held, rows))))  # blocks are whole bytes
+    return np.concatenate(dataset.map_groups(lambda rows: np.packbits(np.take(chosen, rows))))  # whole bytes a block
 
 
 def held_out_groups(groups: int, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
     """bool [groups]: a seeded choice of round(fraction · groups) groups, at least one when fraction > 0."""
     held = np.zeros(groups, dtype=bool)
     if fraction > 0:
-        count = max(1, round(fraction * groups))
-        order = np.arange(groups, dtype=np.int32)
-        np.random.default_rng([seed, groups]).shuffle(order)  # what permutation(groups) gives, in half the memory
-        held[order[:count]] = True
+        held[_in_random_order(groups, seed)[: _held_out_count(groups, fraction)]] = True
     return held
+
+
+def training_groups(groups: int, held_out: float, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
+    """bool [groups]: round(fraction · rest) of the groups that are not held out, at least one; nested in fraction."""
+    used = np.zeros(groups, dtype=bool)
+    rest = _in_random_order(groups, seed)[_held_out_count(groups, held_out) if held_out > 0 else 0 :]
+    used[rest[: max(1, round(fraction * len(rest)))]] = True
+    return used
+
+
+def _held_out_count(groups: int, fraction: float) -> int:
+    return max(1, round(fraction * groups))
+
+
+def _in_random_order(groups: int, seed: int) -> npt.NDArray[np.int32]:
+    order = np.arange(groups, dtype=np.int32)
+    np.random.default_rng([seed, groups]).shuffle(order)  # what permutation(groups) gives, in half the memory
+    return order

@@ -18,6 +18,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from hbt_ray.errors import ResourceError
 
@@ -82,13 +83,25 @@ class TrackedRun:
         <benchmark>/cells/<query language>-<candidate language>/<measure>.
         """
         benchmark = metric_name(metrics["benchmark"])
-        figures = evaluation_figures(metrics, cells)
+        self.log_figures(evaluation_figures(metrics, cells))
+        self.set_tags({f"signature.{benchmark}": metrics["signature"]})
+        self.log_folder(folder, f"evaluation/{benchmark}")
+
+    def log_figures(self, figures: Mapping[str, float]) -> None:
+        """Numbers that have no step."""
         now = int(time.time() * 1000)
         entries = [Metric(metric_name(name), value, now, 0) for name, value in figures.items()]
         for start in range(0, len(entries), MAX_BATCH):
             self.client.log_batch(self.run_id, metrics=entries[start : start + MAX_BATCH])
-        self.client.set_tag(self.run_id, f"signature.{benchmark}", metrics["signature"])
-        self.client.log_artifacts(self.run_id, str(folder), f"evaluation/{benchmark}")
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Tags of the run."""
+        for key, value in tags.items():
+            self.client.set_tag(self.run_id, key, value)
+
+    def log_folder(self, folder: Path, name: str) -> None:
+        """The files of a folder as artifacts below `name`."""
+        self.client.log_artifacts(self.run_id, str(folder), name)
 
     def finish(self, status: str = "FINISHED") -> None:
         """Send what is pending and close the run."""
@@ -102,8 +115,18 @@ class TrackedRun:
         self.client.set_terminated(self.run_id, status)
 
 
-def open_run(store: Store, experiment: str, name: str, run_dir: Path, config: Mapping[str, Any]) -> TrackedRun:
+def open_run(
+    store: Store,
+    experiment: str,
+    name: str,
+    run_dir: Path,
+    config: Mapping[str, Any],
+    *,
+    parent: str | None = None,
+) -> TrackedRun:
     """The MLflow run of a run folder: made at the first call, reopened when the run is resumed.
+
+    `parent` is the id of the run that it is shown below: of a sweep or a study.
 
     Raises ResourceError if the store cannot be reached.
     """
@@ -115,7 +138,8 @@ def open_run(store: Store, experiment: str, name: str, run_dir: Path, config: Ma
             if known["uri"] == store.uri:
                 client.update_run(known["run_id"], status="RUNNING")
                 return TrackedRun(store, known["run_id"])
-        run = client.create_run(_experiment_id(client, store, experiment), run_name=name)
+        tags = {} if parent is None else {MLFLOW_PARENT_RUN_ID: parent}
+        run = client.create_run(_experiment_id(client, store, experiment), run_name=name, tags=tags)
         params = [Param(key, str(value)) for key, value in flattened(config).items()]
         client.log_batch(run.info.run_id, params=params)
         client.log_dict(run.info.run_id, dict(config), "config.json")

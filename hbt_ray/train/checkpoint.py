@@ -71,6 +71,14 @@ class Saved:
         return bool(self.metrics["exported"])
 
 
+@dataclass(frozen=True)
+class CheckpointAddress:
+    """A checkpoint `name` below a run's `storage`."""
+
+    storage: str
+    name: str
+
+
 def accepted(storage: Folder) -> list[Saved]:
     """The checkpoints of a run in Ray Train's record, newest first; [] for a fresh run. `storage` is the run's own."""
     record = read_record(storage)
@@ -156,6 +164,8 @@ def check_identity(saved: Saved, identity: Mapping[str, Any]) -> None:
     """Raise ConfigError, naming the key and both values, if a checkpoint belongs to another training."""
     for key in sorted(saved.identity.keys() | identity.keys()):
         before, now = saved.identity.get(key), identity.get(key)
+        if key == "mix.alpha":
+            before, now = alpha_before(before, saved.step), alpha_before(now, saved.step)
         if before != now:
             raise ConfigError(
                 key,
@@ -163,6 +173,47 @@ def check_identity(saved: Saved, identity: Mapping[str, Any]) -> None:
                 f"{before}, with which checkpoint {saved.name} was written",
                 "Choose another run.name or run.storage, or the old value to resume.",
             )
+
+
+def alpha_before(alpha: Any, step: int) -> Any:
+    """What the steps before `step` have seen of an α (JSON): a checkpoint may be continued with another one from there.
+
+    Constants and schedules of steps become the list of [step, α] where α changes; a linear schedule stays whole.
+    """
+    if isinstance(alpha, Mapping):
+        if alpha["interpolation"] != "step":
+            return alpha
+        points = alpha["points"]
+    else:
+        points = [[0, alpha]]
+    changes = [[0, points[0][1]]]
+    for start, value in points:
+        if start < step and value != changes[-1][1]:
+            changes.append([start, value])
+    return changes
+
+
+def adopt(address: CheckpointAddress, storage: Folder) -> None:
+    """Copy a checkpoint of another run into the empty storage of a run, with its part of Ray Train's record.
+
+    Raises:
+        ConfigError: the other run has no such checkpoint, or it is damaged.
+    """
+    other = Folder(address.storage)
+    record = read_record(other)
+    saved = next((found for found in accepted(other) if found.name == address.name), None)
+    problem = "no such checkpoint" if saved is None or record is None else damage(saved, other)
+    if problem is not None:
+        raise ConfigError(f"{address.storage}/{address.name}", problem, "an intact checkpoint", "Name another one.")
+    assert record is not None
+    with tempfile.TemporaryDirectory() as local:
+        (other / address.name).download(Path(local) / address.name)
+        (storage / address.name).upload(Path(local) / address.name)
+    (result,) = [entry for entry in record["checkpoint_results"] if entry["checkpoint_dir_name"] == address.name]
+    # Its encoder and the steps that led there are the other run's.
+    result["metrics"] |= {"exported": False, "log": []}
+    record |= {"checkpoint_report_indices": [0], "checkpoint_results": [result], "latest_checkpoint_result": result}
+    storage.write(RECORD, json.dumps(record).encode())
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

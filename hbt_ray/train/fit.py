@@ -9,7 +9,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -30,16 +30,30 @@ from hbt_ray.model.encoder import EncoderSettings, check_folder, resolve_backbon
 from hbt_ray.model.export import model_hash, write_training
 from hbt_ray.model.scratch import build_scratch
 from hbt_ray.storage import Folder
-from hbt_ray.train.checkpoint import EXPORT, Saved, accepted, check_identity, damage, identity, newest_intact
+from hbt_ray.train.checkpoint import (
+    EXPORT,
+    CheckpointAddress,
+    Saved,
+    accepted,
+    adopt,
+    check_identity,
+    damage,
+    identity,
+    newest_intact,
+)
 from hbt_ray.train.control import start_control, stopped_by_sigterm
 from hbt_ray.train.data import PlanDataConfig
 from hbt_ray.train.loop import Job, train_worker
-from hbt_ray.train.metrics_log import Follower, MetricsLog, Rows, complete, cut_unfinished_line
+from hbt_ray.train.metrics_log import Follower, MetricsLog, Rows, complete, cut_unfinished_line, validated
 from hbt_ray.train.non_finite import write_batch
 from hbt_ray.train.retention import Retention, best_export, mend_record, validation_loss
+from hbt_ray.train.retrieval import Retrieval
 
 SCRATCH = "scratch"
 METRICS = "metrics.jsonl"
+# Ray Train runs the loop in a thread. glibc gives a thread an arena of its own, of pieces of at most 64 MB that it
+# keeps handing back to the kernel: with activations in them a step on a CPU takes longer than in the main arena.
+CPU_WORKER_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 TOKENIZER_TEXTS = 400_000  # enough for a vocabulary; a corpus of 40M pairs need not be read twice
 
 logger = logging.getLogger(__name__)
@@ -47,15 +61,37 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FitResult:
-    """A finished run: its folder, the exported best encoder, steps done, best validation loss (None without one)."""
+    """A finished run.
+
+    Args:
+        run_dir: its folder.
+        model_dir: the exported encoder of the best validation.
+        steps: steps done.
+        best_step: the step of that validation.
+        best_validation_loss: None without held-out documents.
+        metrics: all that was found there: `validation_loss`, `validation_loss/<mode>`, `validation/<retrieval metric>`.
+        checkpoint: the newest, from which another run may begin.
+    """
 
     run_dir: Path
     model_dir: Path
     steps: int
+    best_step: int
     best_validation_loss: float | None
+    metrics: dict[str, float]
+    checkpoint: CheckpointAddress
 
 
-def fit(config: Config, run_dir: Path, root: str, on_rows: Callable[[Rows], None] = lambda rows: None) -> FitResult:
+def fit(
+    config: Config,
+    run_dir: Path,
+    root: str,
+    on_rows: Callable[[Rows], None] = lambda rows: None,
+    *,
+    retrieval: Retrieval | None = None,
+    begin: CheckpointAddress | None = None,
+    until: int | None = None,
+) -> FitResult:
     """Train in the current Ray session; the same run folder resumes, a finished one returns at once.
 
     Args:
@@ -63,6 +99,9 @@ def fit(config: Config, run_dir: Path, root: str, on_rows: Callable[[Rows], None
         run_dir: absolute folder of the run, claimed (run_folder.py): config.json, metrics.jsonl, checkpoints, model/.
         root: resolved corpus folder.
         on_rows: called on the driver with new rows of metrics.jsonl while training goes on.
+        retrieval: what to retrieve at validations.
+        begin: a checkpoint of another run to start from, if this one has none; that run may differ in α, after it.
+        until: the step to end at; the plan and the learning rate stay those of train.steps.
 
     Raises:
         UserError: configuration, corpus, model or resources that cannot work, storage that cannot be written,
@@ -76,9 +115,22 @@ def fit(config: Config, run_dir: Path, root: str, on_rows: Callable[[Rows], None
     storage.check_writable()
     backbone = prepare_backbone(config, root, run_dir)
     must_agree = identity(config, _backbone_hash(backbone, config.model.revision)) | _shards(config, root)
+    if begin is not None and not accepted(storage):
+        adopt(begin, storage)
     saved = _resume_point(storage, must_agree)
-    if saved is None or not (saved.metrics["stopped"] or saved.step >= config.train.steps):
-        _train(config, root, backbone, checkpoints, must_agree, run_dir, saved, on_rows)
+    last_step = config.train.steps if until is None else min(until, config.train.steps)
+    if saved is None or not (saved.metrics["stopped"] or saved.step >= last_step):
+        job = Job(
+            config=config,
+            backbone=backbone,
+            settings=encoder_settings(config),
+            validation_weights=validation_weights(config, tuple(validation_sources(config, root))),
+            storage=storage.uri,
+            identity=must_agree,
+            last_step=last_step,
+            retrieval=retrieval,
+        )
+        _train(job, root, checkpoints, run_dir, saved, on_rows)
     return _finish(config, root, storage, run_dir)
 
 
@@ -103,11 +155,9 @@ def _resume_point(storage: Folder, must_agree: Mapping[str, Any]) -> Saved | Non
 
 
 def _train(
-    config: Config,
+    job: Job,
     root: str,
-    backbone: str,
     checkpoints: Folder,
-    must_agree: Mapping[str, Any],
     run_dir: Path,
     saved: Saved | None,
     on_rows: Callable[[Rows], None],
@@ -116,7 +166,7 @@ def _train(
     metrics = run_dir / METRICS
     cut_unfinished_line(metrics)
     control = start_control()
-    trainer = _trainer(config, root, backbone, checkpoints, must_agree, metrics, control)
+    trainer = _trainer(replace(job, control=control), root, checkpoints, metrics)
     with Follower(metrics, on_rows):
         if saved is not None:
             complete(metrics, saved.metrics)
@@ -128,7 +178,7 @@ def _train(
         return
     if outcome["outcome"] == "interrupted":
         raise Interrupted(outcome["step"])
-    path = write_batch(config, root, outcome["step"], run_dir)
+    path = write_batch(job.config, root, outcome["step"], run_dir)
     raise TrainingError(f"loss or gradient of step {outcome['step']} is not a finite number; its pairs are in {path}")
 
 
@@ -194,17 +244,10 @@ def _shards(config: Config, root: str) -> dict[str, Any]:
     }
 
 
-def _trainer(
-    config: Config,
-    root: str,
-    backbone: str,
-    checkpoints: Folder,
-    must_agree: Mapping[str, Any],
-    metrics: Path,
-    control: Any,
-) -> TorchTrainer:
+def _trainer(job: Job, root: str, checkpoints: Folder, metrics: Path) -> TorchTrainer:
+    config = job.config
     model, cluster = config.model, config.cluster
-    storage = checkpoints / config.run.name
+    storage = Folder(job.storage)
     fewest = cluster.min_workers or cluster.workers
     if cluster.gpu and ray.cluster_resources().get("GPU", 0) < fewest:
         raise ResourceError(
@@ -220,24 +263,15 @@ def _trainer(
         model.max_passage_tokens,
         config.train.hard_negatives,
     )
-    tokenizer = ray.put(tokenizer_json(backbone, model.revision))
+    tokenizer = ray.put(tokenizer_json(job.backbone, model.revision))
     validation = validation_sources(config, root)
     datasets: dict[str, Callable[[], PlanPipeline]] = {
-        "train": partial(_missing_steps, config, training_source(config, root), tokens, tokenizer, storage)
+        "train": partial(_missing_steps, training_source(config, root), tokens, tokenizer, storage, job.last_step)
     }
     for mode, source in validation.items():
         source.open()
         pipeline = PlanPipeline(source, tokens, tokenizer, 0, config.data.hold_out.batches // len(validation))
         datasets[f"validation/{mode}"] = partial(_same, pipeline)
-    job = Job(
-        config=config,
-        backbone=backbone,
-        settings=encoder_settings(config),
-        validation_weights=validation_weights(config, tuple(validation)),
-        storage=storage.uri,
-        identity=must_agree,
-        control=control,
-    )
     resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": 1.0} if cluster.gpu else {})
     return TorchTrainer(
         train_worker,
@@ -253,6 +287,7 @@ def _trainer(
             storage_path=checkpoints.path(),
             storage_filesystem=checkpoints.filesystem,
             failure_config=FailureConfig(max_failures=cluster.max_failures),
+            worker_runtime_env=None if cluster.gpu else {"env_vars": CPU_WORKER_ENVIRONMENT},
             callbacks=[MetricsLog(metrics), Retention(storage)],
         ),
         datasets=datasets,
@@ -271,7 +306,7 @@ def validation_weights(config: Config, modes: Sequence[str]) -> dict[str, float]
 
 
 def _missing_steps(
-    config: Config, source: PlanSource, tokens: Tokenisation, tokenizer: ray.ObjectRef, storage: Folder
+    source: PlanSource, tokens: Tokenisation, tokenizer: ray.ObjectRef, storage: Folder, last_step: int
 ) -> PlanPipeline:
     """Asked at every start of the worker group: the plan from the end of the newest intact checkpoint on."""
     saved, damages = newest_intact(storage)
@@ -279,7 +314,7 @@ def _missing_steps(
         logger.warning("%s", message)
     if damages and saved is None:
         raise TrainingError(f"no intact checkpoint is left in {storage.uri}: {damages[0]}")
-    return PlanPipeline(source, tokens, tokenizer, saved.step if saved else 0, config.train.steps)
+    return PlanPipeline(source, tokens, tokenizer, saved.step if saved else 0, last_step)
 
 
 def _same(pipeline: PlanPipeline) -> PlanPipeline:
@@ -319,7 +354,15 @@ def _finish(config: Config, root: str, storage: Folder, run_dir: Path) -> FitRes
     unfinished.rename(model_dir)
     if config.run.storage:
         (storage / EXPORT).upload(model_dir)
-    return FitResult(run_dir, model_dir, steps=checkpoints[0].step, best_validation_loss=validation_loss(best))
+    return FitResult(
+        run_dir,
+        model_dir,
+        steps=checkpoints[0].step,
+        best_step=best.step,
+        best_validation_loss=validation_loss(best),
+        metrics=validated(best.metrics),
+        checkpoint=CheckpointAddress(storage.uri, checkpoints[0].name),
+    )
 
 
 def _training_facts(config: Config, root: str, step: int) -> dict[str, Any]:

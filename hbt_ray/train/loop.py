@@ -21,6 +21,7 @@ from hbt_ray.storage import Folder
 from hbt_ray.train.checkpoint import agreed_newest, loadable, restore, save_checkpoint
 from hbt_ray.train.control import StopWatch
 from hbt_ray.train.engine import build_engine, gradient_norm, learning_rate, set_learning_rate
+from hbt_ray.train.retrieval import Retrieval, RetrievalValidation
 from hbt_ray.train.step import Batch, chunk_tokens, contrastive_loss, contrastive_step, to_batch
 from hbt_ray.train.telemetry import StepClock, Telemetry, diverged
 
@@ -36,6 +37,8 @@ class Job:
         validation_weights: one entry per held-out mode.
         storage: the run's folder of checkpoints.
         identity: what a checkpoint must agree with to be resumed.
+        last_step: where to end; train.steps, or less.
+        retrieval: what to retrieve at validations, if anything.
         control: handle of the run's `RunControl`.
     """
 
@@ -45,7 +48,9 @@ class Job:
     validation_weights: Mapping[str, float]
     storage: str
     identity: Mapping[str, Any]
-    control: Any
+    last_step: int
+    retrieval: Retrieval | None
+    control: Any = None
 
 
 def train_worker(loop_config: Mapping[str, Any]) -> None:
@@ -70,6 +75,9 @@ def train_worker(loop_config: Mapping[str, Any]) -> None:
         mode: list(_batches(f"validation/{mode}", tokenizer.pad_token_id, device, budget))
         for mode in job.validation_weights
     }
+    retrieval = None
+    if job.retrieval is not None:
+        retrieval = RetrievalValidation(job.retrieval, tokenizer, model, device, budget)
     attempt = _agreed_token()
     stop_watch = StopWatch(job.control)
     preemption = Preemption()
@@ -120,10 +128,13 @@ def train_worker(loop_config: Mapping[str, Any]) -> None:
             _end(job, rank, {"outcome": "non-finite", "step": batch.step})
             return
         done = expected = batch.step + 1
-        last = done == train.steps
+        last = done == job.last_step
         logged = done % train.log_every == 0
         if last or done % train.validate_every == 0:
-            save(done, stop.update(_validation_losses(engine, validation, train)), export=True)
+            found = stop.update(_validation_losses(engine, validation, train))
+            if retrieval is not None:
+                found |= retrieval.metrics(engine)
+            save(done, found, export=True)
             log = []
             clock.restart()
         elif stop_requested or _due(done, train.checkpoint_every) or (logged and preemption.announced()):

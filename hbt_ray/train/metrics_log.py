@@ -26,7 +26,7 @@ class MetricsLog(UserCallback):  # type: ignore[misc]
         self._written: int | None = None  # last step in the file; looked up once per controller
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """Append the new steps and, with a checkpoint, the validation losses."""
+        """Append the new steps and, with a checkpoint, what the validation found."""
         if self._written is None:
             self._written = _last_step(self._path)
         self._written = append(self._path, metrics[0], self._written)
@@ -37,11 +37,15 @@ def append(path: Path, report: Mapping[str, Any], written: int) -> int:
     rows = [row for row in report["log"] if row["step"] > written]
     if not rows:
         return written
-    losses = {key: value for key, value in report.items() if key.startswith("validation_loss")}
-    rows[-1] = rows[-1] | losses
+    rows[-1] = rows[-1] | validated(report)
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     return int(rows[-1]["step"])
+
+
+def validated(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What a validation found, of all that was reported with a checkpoint."""
+    return {key: value for key, value in report.items() if key.startswith(("validation_loss", "validation/"))}
 
 
 def cut_unfinished_line(path: Path) -> None:

@@ -119,10 +119,10 @@ def contrastive_step(engine: Any, batch: Batch, train: TrainSection) -> StepResu
     The loss of a rank covers its own queries against the candidates of all ranks; the engine's average over ranks is
     the loss, and its gradient the gradient, of the whole global batch, whatever the world size.
     """
-    chunks = _as_many_as_others(engine, batch.chunks)
+    chunks = as_many_as_others(engine, batch.chunks)
     if train.gradient_cache:
         return _cached_step(engine, batch, chunks, train)
-    result = _loss(engine, batch, _embeddings(batch, chunks, [_encoded(engine, c) for c in chunks]), train)
+    result = _loss(engine, batch, _embeddings(batch, chunks, [chunk_vectors(engine, c) for c in chunks]), train)
     engine.backward(result.loss)
     return result
 
@@ -130,11 +130,12 @@ def contrastive_step(engine: Any, batch: Batch, train: TrainSection) -> StepResu
 @torch.no_grad()
 def contrastive_loss(engine: Any, batch: Batch, train: TrainSection) -> StepResult:
     """Forward only."""
-    chunks = _as_many_as_others(engine, batch.chunks)
-    return _loss(engine, batch, _embeddings(batch, chunks, [_encoded(engine, c) for c in chunks]), train)
+    chunks = as_many_as_others(engine, batch.chunks)
+    return _loss(engine, batch, _embeddings(batch, chunks, [chunk_vectors(engine, c) for c in chunks]), train)
 
 
-def _encoded(engine: Any, chunk: Chunk) -> Tensor:
+def chunk_vectors(engine: Any, chunk: Chunk) -> Tensor:
+    """float32 [c, D]: embeddings of a chunk's texts."""
     return engine(chunk.ids, chunk.mask)[: len(chunk.rows)]  # type: ignore[no-any-return]
 
 
@@ -200,8 +201,8 @@ def _cached_step(engine: Any, batch: Batch, chunks: Sequence[Chunk], train: Trai
     for chunk in again:
         states.append(_RandomState.now(chunk.ids.device))
         with torch.no_grad():
-            encoded.append(_encoded(engine, chunk))
-    encoded.append(_encoded(engine, kept))
+            encoded.append(chunk_vectors(engine, chunk))
+    encoded.append(chunk_vectors(engine, kept))
     leaf = _embeddings(batch, chunks, [part.detach() for part in encoded]).requires_grad_()
     with engine.module.temperature.detached() as temperature_gradient:
         result = _loss(engine, batch, leaf, train)
@@ -214,7 +215,7 @@ def _cached_step(engine: Any, batch: Batch, chunks: Sequence[Chunk], train: Trai
         encoded.clear()
         for chunk, state in zip(again, states, strict=True):
             with state.restored():  # the same dropout as in the first pass
-                yield (_encoded(engine, chunk) * gradient[chunk.rows]).sum()
+                yield (chunk_vectors(engine, chunk) * gradient[chunk.rows]).sum()
 
     _backward_with_one_reduction(engine, surrogates(), len(chunks))
     return StepResult(result.loss.detach(), result.accuracy)
@@ -258,7 +259,7 @@ class _RandomState:
             yield
 
 
-def _as_many_as_others(engine: Any, chunks: tuple[Chunk, ...]) -> tuple[Chunk, ...]:
+def as_many_as_others(engine: Any, chunks: tuple[Chunk, ...]) -> tuple[Chunk, ...]:
     """Under ZeRO-3 every forward gathers weights from all ranks, so all need the same number of chunks."""
     if engine.zero_optimization_stage() < 3 or world_size() == 1:
         return chunks

@@ -1,0 +1,1 @@
+"""Search of hyperparameters: many trainings, chosen between by retrieval on a validation set."""
