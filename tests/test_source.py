@@ -297,6 +297,42 @@ def test_validation_without_parallel_languages(tmp_path: Path, corpus: dict[str,
     assert sources["X-X-mono"].open().plan[0].mode == "X-X-mono"
 
 
+def test_a_fraction_of_the_documents(tmp_path: Path) -> None:
+    """Smaller fractions are parts of larger ones, none touches the hold-out, and all of 1 is what is left of it."""
+    numbers = np.random.default_rng(0).integers(0, 40, 1000, dtype=np.int32)
+    dataset = documents_only(tmp_path / "d", 40, numbers)
+    np.save(tmp_path / "d" / "presence.en.npy", np.full((2, 125), 255, dtype=np.uint8))
+    whole = PlanSource(str(tmp_path), None, None, HoldOutSection(fraction=0.2), MixSection(), 2, seed=3)
+
+    def documents(source: PlanSource) -> set[int]:
+        kept = np.unpackbits(dataset_rows(dataset, ["en"], source).kept, count=1000).astype(bool)
+        chosen = set(numbers[kept].tolist())
+        assert np.array_equal(kept, np.isin(numbers, list(chosen)))  # whole documents
+        return chosen
+
+    held_out, every = documents(replace(whole, split="validation")), documents(whole)
+    half, eighth = documents(replace(whole, fraction=0.5)), documents(replace(whole, fraction=0.125))
+    assert (len(held_out), len(every), len(half), len(eighth)) == (8, 32, 16, 4)
+    assert eighth < half < every
+    assert held_out | every == set(range(40))
+    assert documents(replace(whole, fraction=0.01)) < eighth
+
+
+def test_the_hold_out_has_a_seed_of_its_own(tmp_path: Path) -> None:
+    """With data.hold_out.seed runs of different seeds hold out the same documents; without it they do not."""
+    numbers = np.arange(400, dtype=np.int32)
+    dataset = documents_only(tmp_path / "d", 400, numbers)
+    np.save(tmp_path / "d" / "presence.en.npy", np.full((2, 50), 255, dtype=np.uint8))
+
+    def held_out(seed: int, own: int | None) -> bytes:
+        section = HoldOutSection(fraction=0.2, seed=own)
+        source = PlanSource(str(tmp_path), None, None, section, MixSection(), 2, seed, "validation")
+        return dataset_rows(dataset, ["en"], source).kept.tobytes()
+
+    assert held_out(1, 7) == held_out(2, 7) == held_out(7, None)
+    assert held_out(1, None) != held_out(2, None)
+
+
 def test_a_source_carries_the_configuration(tmp_path: Path) -> None:
     """A training source has what determines the plan, and only that: it survives pickling and opens once."""
     write(tmp_path, "mt", ["de", "en"])
