@@ -355,6 +355,51 @@ def compare(
     _finish(comparison)
 
 
+@app.command()
+def sweep(
+    config: Annotated[Path, typer.Argument(metavar="SWEEP", help="YAML file: what to search, where, what is good.")],
+    settings: Settings = None,
+) -> None:
+    """Search α, τ or any key of a training configuration; the same command goes on after an interruption."""
+    from hbt_ray.progress import EncodingProgress
+    from hbt_ray.sweep.run import run_sweep, summary, trial_table
+    from hbt_ray.sweep.search import number_of_trials
+    from hbt_ray.sweep.settings import load_sweep
+
+    loaded = load_sweep(config, settings or [])
+    with EncodingProgress(loaded.name, number_of_trials(loaded)) as progress:
+        found = run_sweep(loaded, lambda done, note: progress.show(done, note, important=True))
+    _print_table(f"Trials of {found['name']}, chosen on {found['benchmark']}", *trial_table(found))
+    for key, value in found["best"]["settings"].items():
+        print(f"Best {key}: {value}")
+    line = summary(loaded, found)
+    print(f"Report: {line['report']}")
+    _finish(line)
+
+
+@app.command()
+def study(
+    config: Annotated[Path, typer.Argument(metavar="STUDY", help="YAML file: arms, seeds, benchmarks.")],
+    settings: Settings = None,
+) -> None:
+    """Train arms with several seeds, and test their differences; the same command goes on after an interruption."""
+    from hbt_ray.study.run import difference_table, run_study, summary, value_table
+    from hbt_ray.study.settings import load_study
+
+    loaded = load_study(config, settings or [])
+    found = run_study(loaded, lambda line: print(f"{loaded.name}: {line}", file=sys.stderr, flush=True))
+    for name, benchmark in found["benchmarks"].items():
+        _print_table(
+            f"{name}: {len(loaded.seeds)} seed(s), 95% intervals over questions and seeds", *value_table(benchmark)
+        )
+        _print_table(f"{name}: differences from {found['baseline']}", *difference_table(benchmark))
+        for note in benchmark["notes"]:
+            print(f"Note: {note}")
+    line = summary(loaded, found)
+    print(f"Report: {line['report']}")
+    _finish(line)
+
+
 def _codes(text: str | None) -> tuple[str, ...] | None:
     return tuple(code.strip() for code in text.split(",")) if text else None
 

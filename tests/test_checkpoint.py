@@ -31,7 +31,16 @@ from hbt_ray.mixing.reader import SliceReader, StepRow, Tokenisation, step_rows
 from hbt_ray.mixing.source import training_source
 from hbt_ray.model.encoder import tokenizer_json
 from hbt_ray.storage import Folder
-from hbt_ray.train.checkpoint import Saved, accepted, check_identity, identity, loadable, newest_intact, restore
+from hbt_ray.train.checkpoint import (
+    Saved,
+    accepted,
+    alpha_before,
+    check_identity,
+    identity,
+    loadable,
+    newest_intact,
+    restore,
+)
 from hbt_ray.train.metrics_log import append, complete, cut_unfinished_line
 from hbt_ray.train.retention import Retention, best_export, mend_record, prune
 
@@ -449,3 +458,21 @@ def test_a_killed_command_goes_on_bit_for_bit(
     rows = command.rows()
     assert [row["step"] for row in rows] == list(range(40))
     assert [row["loss"] for row in rows] == unbroken_losses
+
+
+@pytest.mark.parametrize(
+    ("alpha", "step", "seen"),
+    [
+        (0.5, 10, [[0, 0.5]]),
+        ({"points": [[0, 0.5], [10, 0.7]], "interpolation": "step"}, 10, [[0, 0.5]]),
+        ({"points": [[0, 0.5], [10, 0.7]], "interpolation": "step"}, 11, [[0, 0.5], [10, 0.7]]),
+        ({"points": [[4, 0.5], [6, 0.5], [8, 0.7]], "interpolation": "step"}, 11, [[0, 0.5], [8, 0.7]]),
+        ({"points": [[0, 0.0], [10, 0.7]], "interpolation": "step"}, 5, [[0, 0.0], ["later", "above 0"]]),
+        (0.0, 5, [[0, 0.0]]),
+        ({"points": [[0, 0.0], [10, 0.7]], "interpolation": "linear"}, 5,
+         {"points": [[0, 0.0], [10, 0.7]], "interpolation": "linear"}),
+    ],
+)  # fmt: skip
+def test_what_steps_have_seen_of_alpha(alpha: object, step: int, seen: object) -> None:
+    """Two runs may share a checkpoint exactly if this is equal: plans up to there are the same."""
+    assert alpha_before(alpha, step) == seen

@@ -115,6 +115,34 @@ def test_a_submitted_job_trains_and_is_in_mlflow(head: dict[str, str], tmp_path:
     assert version.run_id == run.info.run_id
 
 
+def test_a_submitted_sweep_is_one_parent_with_its_trials(head: dict[str, str], tmp_path: Path) -> None:
+    """`ray job submit -- python jobs/sweep.py`: two trials below one MLflow run, the better one's model registered."""
+    done = command(
+        "ray", "job", "submit", "--address", head["RAY_API_SERVER_ADDRESS"], "--working-dir", ".", "--",
+        "python", "jobs/sweep.py", "jobs/configs/sweep-sample.yaml", "--set", "search.trials=2",
+        "--set", "settings.train.steps=20", "--set", "settings.train.validate_every=10",
+        "--set", "settings.train.warmup_steps=5", "--set", "scheduler={name: none}", env=head,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    from mlflow import MlflowClient
+
+    folder = tmp_path / "runs" / "sample-sweep"
+    sweep = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+    assert [trial["status"] for trial in sweep["trials"]] == ["finished"] * 2
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    experiment = client.get_experiment_by_name("hbt-sample")
+    assert experiment is not None
+    runs = {run.info.run_id: run for run in client.search_runs([experiment.experiment_id])}
+    parents = [run.data.tags.get("mlflow.parentRunId") for run in runs.values()]
+    assert sorted(map(str, parents)) == sorted(["None", *[sweep["mlflow_run_id"]] * 2])
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    version = client.get_model_version_by_alias("hbt-sample", "challenger")
+    assert version.run_id in {trial["mlflow_run_id"] for trial in sweep["trials"]}
+    best = max(sweep["trials"], key=lambda trial: trial["score"])
+    assert sweep["best"]["trial_id"] == best["trial_id"]
+    assert "multilingual" in (folder / "sweep.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.skipif(not SHARED.exists(), reason="the data sets beside the repository are absent")
 def test_real_data_from_import_to_xquad_r(tmp_path: Path) -> None:
     """The README's real-data commands, two training steps, on four languages of the real XQuAD-R."""

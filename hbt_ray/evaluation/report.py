@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from babel import Locale, UnknownLocaleError
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from hbt_ray.errors import BenchmarkError
 from hbt_ray.evaluation.heatmaps import Heatmap, difference_heatmap, score_heatmap, share_heatmap
@@ -55,6 +55,7 @@ from hbt_ray.evaluation.tables import (
 from hbt_ray.languages import Language, language
 
 REPORT_FILE = "report.html"
+TEMPLATES = "hbt_ray.evaluation"  # the package whose templates every page shares
 SIGNIFICANCE_LEVEL = 0.05
 CLAMPED_CHARACTERS = 240  # texts longer than about three lines open on demand
 RANK_MEASURES = ("rank_distance", "max@R")  # in ranks, not in [0, 1]
@@ -213,8 +214,8 @@ def write_report(
     shares = bias["language_share@10"]
     hub = hub_language(cells)
     left_out = {code: count for code, count in metrics["queries_without_relevant"].items() if count}
-    return _write(
-        out,
+    return write_page(
+        out / REPORT_FILE,
         "report.html",
         title=title,
         notes=list(dict.fromkeys((*metrics["notes"], *notes))),
@@ -266,8 +267,8 @@ def write_comparison(
     hub = hub_language(systems[0].cells)
     names = [system.name for system in systems]
     all_notes = [note for system in systems for note in system.metrics["notes"]]
-    return _write(
-        out,
+    return write_page(
+        out / REPORT_FILE,
         "comparison.html",
         title=title,
         notes=list(dict.fromkeys((*all_notes, *notes))),
@@ -287,17 +288,20 @@ def write_comparison(
     )
 
 
-def _write(out: Path, template: str, **content: object) -> Path:
+def write_page(path: Path, template: str, package: str = TEMPLATES, **content: object) -> Path:
+    """Write the page that a template of `package` makes of `content`, and return its path.
+
+    A template may extend and import those of this package, whose base it shares.
+    """
     environment = Environment(
-        loader=PackageLoader("hbt_ray.evaluation"),
+        loader=ChoiceLoader([PackageLoader(name) for name in dict.fromkeys((package, TEMPLATES))]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     page = environment.get_template(template).render(not_defined=NOT_DEFINED, **content)
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / REPORT_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
     return path
 

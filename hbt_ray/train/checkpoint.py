@@ -178,7 +178,8 @@ def check_identity(saved: Saved, identity: Mapping[str, Any]) -> None:
 def alpha_before(alpha: Any, step: int) -> Any:
     """What the steps before `step` have seen of an α (JSON): a checkpoint may be continued with another one from there.
 
-    Constants and schedules of steps become the list of [step, α] where α changes; a linear schedule stays whole.
+    Constants and schedules of steps become the list of [step, α] where α changes; a linear schedule stays whole. A plan
+    in which α is above 0 only later numbers its streams otherwise than one in which it never is, and so says so.
     """
     if isinstance(alpha, Mapping):
         if alpha["interpolation"] != "step":
@@ -190,7 +191,8 @@ def alpha_before(alpha: Any, step: int) -> Any:
     for start, value in points:
         if start < step and value != changes[-1][1]:
             changes.append([start, value])
-    return changes
+    rises = max(value for _, value in points) > 0 and max(value for _, value in changes) == 0
+    return [*changes, ["later", "above 0"]] if rises else changes
 
 
 def adopt(address: CheckpointAddress, storage: Folder) -> None:
