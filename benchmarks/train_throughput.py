@@ -75,6 +75,7 @@ XLM_R_BASE = {
 XLM_R_PIECES = 32_000  # of the tokenizer: as XLM-R's own is not at hand; its embedding matrix has the real size
 
 OURS, CACHED, BARE = "hbt_ray", "hbt_ray, gradient cache", "bare loop"
+BARE_BESIDE_RAY = "bare loop beside Ray"
 MNRL, CACHED_MNRL = "MNRL", "CachedMNRL"
 
 Measured = dict[str, Any]
@@ -296,6 +297,12 @@ def run_bare(task: dict[str, Any]) -> Measured:
     }
 
 
+def run_bare_beside_ray(task: dict[str, Any]) -> Measured:
+    """The same while a local Ray does nothing: what its own processes cost a machine of few cores."""
+    with ray_session(Config.model_validate(task["config"]).cluster.cpus_per_worker):
+        return run_bare(task)
+
+
 def bare_batch(batch: dict[str, Any], config: Config, tokenizer: Any, chunk_tokens: int, device: Any) -> dict[str, Any]:
     """Chunks of texts of like length, where each text went, and which passages are no negatives."""
     import numpy as np
@@ -475,6 +482,7 @@ def now(device: Any) -> float:
 SYSTEMS: dict[str, Callable[[dict[str, Any], Path], Measured]] = {
     OURS: lambda task, work: run_ours(task, work, gradient_cache=False),
     BARE: lambda task, work: run_bare(task),
+    BARE_BESIDE_RAY: lambda task, work: run_bare_beside_ray(task),
     MNRL: lambda task, work: run_sentence_transformers(task, work, cached=False),
     CACHED: lambda task, work: run_ours(task, work, gradient_cache=True),
     CACHED_MNRL: lambda task, work: run_sentence_transformers(task, work, cached=True),
@@ -540,6 +548,7 @@ def table(measured: dict[str, list[Measured]]) -> list[dict[str, Any]]:
             "over_mnrl": ratio(name, MNRL),
             "over_cached_mnrl": ratio(name, CACHED_MNRL),
             "over_bare": ratio(name, BARE),
+            "over_bare_beside_ray": ratio(name, BARE_BESIDE_RAY),
             "data_wait": statistics.median(run["waited"] / run["seconds"] for run in runs) if ours(runs) else None,
             "outside": statistics.median(1 - run["seconds"] / run["wall"] for run in runs) if timed(runs) else None,
         }
@@ -556,6 +565,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         "/ MNRL": ("over_mnrl", ".2f"),
         "/ CachedMNRL": ("over_cached_mnrl", ".2f"),
         "/ bare": ("over_bare", ".3f"),
+        "/ bare beside Ray": ("over_bare_beside_ray", ".3f"),
         "data wait": ("data_wait", ".2%"),
         "outside": ("outside", ".2%"),
     }

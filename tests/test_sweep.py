@@ -150,6 +150,8 @@ def started(path: Path) -> Iterator[subprocess.Popen[str]]:
                     member.kill()
             psutil.wait_procs(family, timeout=20)
         process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
 
 
 def wait_for_finished(runs: Path, count: int, process: subprocess.Popen[str]) -> list[str]:

@@ -51,9 +51,6 @@ from hbt_ray.train.retrieval import Retrieval
 
 SCRATCH = "scratch"
 METRICS = "metrics.jsonl"
-# Ray Train runs the loop in a thread. glibc gives a thread an arena of its own, of pieces of at most 64 MB that it
-# keeps handing back to the kernel: with activations in them a step on a CPU takes longer than in the main arena.
-CPU_WORKER_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 TOKENIZER_TEXTS = 400_000  # enough for a vocabulary; a corpus of 40M pairs need not be read twice
 
 logger = logging.getLogger(__name__)
@@ -287,7 +284,6 @@ def _trainer(job: Job, root: str, checkpoints: Folder, metrics: Path) -> TorchTr
             storage_path=checkpoints.path(),
             storage_filesystem=checkpoints.filesystem,
             failure_config=FailureConfig(max_failures=cluster.max_failures),
-            worker_runtime_env=None if cluster.gpu else {"env_vars": CPU_WORKER_ENVIRONMENT},
             callbacks=[MetricsLog(metrics), Retention(storage)],
         ),
         datasets=datasets,
