@@ -1,31 +1,20 @@
 """Typed, frozen configuration: one YAML file, checked once at the edge, saved resolved beside every result.
 
-A value from the command line (`--set section.key=value`) replaces the file's before the check, so both are held to
-the same rules. Every mistake is a ConfigError that names the key.
+Every mistake is a ConfigError that names the key (settings_file.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from hbt_ray.errors import ConfigError
 from hbt_ray.languages import checked_codes
+from hbt_ray.settings_file import Section, checked, parsed_setting, put, read_yaml
 
 SAMPLE_ROOT = "sample://"
 LEARNED_TEMPERATURES = (0.01, 1.0)  # below, softmax is an argmax; above, it tells nothing apart
@@ -36,13 +25,13 @@ Count = Annotated[int, Field(ge=1)]
 
 
 def _checked_languages(codes: tuple[str, ...]) -> tuple[str, ...]:
-    return checked_codes(codes, "data.languages")
+    return checked_codes(codes, "")
 
 
 def _checked_datasets(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError("data.datasets", f"{name!r} twice", "every dataset once", f"Remove one {name!r}.")
+            raise ConfigError("", f"{name!r} twice", "every dataset once", f"Remove one {name!r}.")
     return names
 
 
@@ -50,11 +39,7 @@ Languages = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_chec
 Datasets = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_checked_datasets)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class RunSection(_Section):
+class RunSection(Section):
     """Who the run is and where it leaves its files."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -68,7 +53,7 @@ class RunSection(_Section):
     """Benchmarks on which this configuration was chosen (a sweep fills it in); a study refuses to report on them."""
 
 
-class HoldOutSection(_Section):
+class HoldOutSection(Section):
     """Validation split: whole groups (documents, articles) of every dataset, the same in all languages."""
 
     fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
@@ -79,7 +64,7 @@ class HoldOutSection(_Section):
     """Seed of the choice of documents; null = run.seed. Runs that are compared hold out the same."""
 
 
-class DataSection(_Section):
+class DataSection(Section):
     """Which parallel pairs to train on."""
 
     root: str
@@ -93,7 +78,7 @@ class DataSection(_Section):
     hold_out: HoldOutSection = HoldOutSection()
 
 
-class AlphaSchedule(_Section):
+class AlphaSchedule(Section):
     """α as a function of the step: points (step, α), constant before the first and after the last."""
 
     points: Annotated[tuple[tuple[Annotated[int, Field(ge=0)], Fraction], ...], Field(min_length=1)]
@@ -104,7 +89,7 @@ class AlphaSchedule(_Section):
         steps = [step for step, _ in self.points]
         if any(later <= earlier for earlier, later in pairwise(steps)):
             raise ConfigError(
-                "mix.alpha.points", f"steps {steps}", "steps that rise from point to point", "Put the points in order."
+                "points", f"steps {steps}", "steps that rise from point to point", "Put the points in order."
             )
         return self
 
@@ -123,7 +108,7 @@ Alpha = Annotated[
 ]
 
 
-class MixSection(_Section):
+class MixSection(Section):
     """How a batch is composed (arXiv 2408.10536, section 3)."""
 
     alpha: Alpha = 0.5
@@ -136,7 +121,7 @@ class MixSection(_Section):
     """ρ: a dataset is drawn with probability proportional to size^ρ; 1 is the paper's."""
 
 
-class ScratchSection(_Section):
+class ScratchSection(Section):
     """Shape of a randomly initialised XLM-R encoder (`backbone: scratch`)."""
 
     vocabulary: Annotated[int, Field(ge=512)] = 8000
@@ -147,7 +132,7 @@ class ScratchSection(_Section):
     dropout: Fraction = 0.1
 
 
-class ModelSection(_Section):
+class ModelSection(Section):
     """The dual encoder: one set of weights for queries and passages."""
 
     backbone: str
@@ -165,7 +150,7 @@ class ModelSection(_Section):
     """Attention kernels of transformers; `flash_attention_2` (GPU, package flash-attn) computes no padding."""
 
 
-class TrainSection(_Section):
+class TrainSection(Section):
     """Optimisation."""
 
     steps: Count
@@ -208,7 +193,7 @@ class TrainSection(_Section):
     def _warm_up_fits(self) -> TrainSection:
         if self.warmup_steps > self.steps:
             raise ConfigError(
-                "train.warmup_steps",
+                "warmup_steps",
                 self.warmup_steps,
                 f"at most train.steps ({self.steps})",
                 "Lower train.warmup_steps or raise train.steps.",
@@ -220,7 +205,7 @@ class TrainSection(_Section):
         low, high = LEARNED_TEMPERATURES
         if self.learn_temperature and not low < self.temperature < high:
             raise ConfigError(
-                "train.temperature",
+                "temperature",
                 self.temperature,
                 f"a start between {low} and {high}, the bounds of a learned temperature",
                 "Change train.temperature, or set train.learn_temperature: false.",
@@ -228,7 +213,7 @@ class TrainSection(_Section):
         return self
 
 
-class ClusterSection(_Section):
+class ClusterSection(Section):
     """Workers of Ray Train."""
 
     workers: Count = 1
@@ -244,7 +229,7 @@ class ClusterSection(_Section):
     def _fewest_and_most_workers(self) -> ClusterSection:
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ConfigError(
-                "cluster.min_workers",
+                "min_workers",
                 self.min_workers,
                 f"at most cluster.workers ({self.workers})",
                 "Lower cluster.min_workers or raise cluster.workers.",
@@ -252,7 +237,7 @@ class ClusterSection(_Section):
         return self
 
 
-class TrackingSection(_Section):
+class TrackingSection(Section):
     """MLflow; the store is MLFLOW_TRACKING_URI, else `mlflow.db` in the output folder."""
 
     experiment: str = "hbt_ray"
@@ -261,7 +246,7 @@ class TrackingSection(_Section):
     alias: str = "challenger"
 
 
-class Config(_Section):
+class Config(Section):
     """Everything a training run depends on."""
 
     run: RunSection
@@ -314,8 +299,8 @@ class Config(_Section):
         """A copy with the values of dotted keys replaced, checked anew. Raises ConfigError."""
         raw = self.model_dump(mode="json")
         for key, value in settings.items():
-            _put(raw, key, value)
-        return _checked(raw, "settings")
+            put(raw, key.split("."), value)
+        return checked(Config, raw, "settings")
 
 
 def load_config(path: Path, settings: Sequence[str] = ()) -> Config:
@@ -324,78 +309,8 @@ def load_config(path: Path, settings: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: file absent, not YAML, unknown key, value out of range; names the key and the nearest known one.
     """
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(str(path), error.strerror, "a YAML configuration file", "Check the path.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), " ".join(str(error).split()), "valid YAML", "Mend the file.") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(str(path), type(raw).__name__, "sections such as run, data, model, train", "Add them.")
+    raw = read_yaml(path, "a YAML configuration file", "run, data, model, train")
     for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals or not key:
-            raise ConfigError("--set", repr(setting), "section.key=value", "For example --set mix.alpha=0.5.")
-        _put(raw, key, _parsed(setting, value))
-    return _checked(raw, str(path))
-
-
-def _parsed(setting: str, value: str) -> Any:
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            f"--set {setting}", " ".join(str(error).split()), "a YAML value", "Quote or close it."
-        ) from None
-
-
-def _put(raw: dict[str, Any], key: str, value: Any) -> None:
-    *sections, last = key.split(".")
-    for section in sections:
-        child = raw.setdefault(section, {})
-        if not isinstance(child, dict):
-            raise ConfigError(f"--set {key}", repr(child), f"a section at {section!r}", "Name a key inside a section.")
-        raw = child
-    raw[last] = value
-
-
-def _checked(raw: dict[str, Any], source: str) -> Config:
-    try:
-        return Config.model_validate(raw)
-    except ValidationError as error:
-        raise _config_error(error, source) from None
-
-
-def _config_error(error: ValidationError, source: str) -> ConfigError:
-    """The first problem in our words; an unknown key comes first because it often explains the others."""
-    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    problem = problems[0]
-    location = [str(part) for part in problem["loc"] if part not in _ALPHA_FORMS]
-    key = ".".join(location)
-    where = f"{source}: {key}"
-    if problem["type"] == "extra_forbidden":
-        return _unknown_key(where, location)
-    if problem["type"] == "missing":
-        return ConfigError(where, "nothing", "a value (the key has no default)", f"Add {key}.")
-    cause = problem.get("ctx", {}).get("error")
-    if isinstance(cause, ConfigError):
-        return ConfigError(f"{source}: {cause.where}", cause.received, cause.expected, cause.fix)
-    message = problem["msg"]
-    return ConfigError(where, repr(problem["input"]), message[0].lower() + message[1:], f"Correct {key}.")
-
-
-def _unknown_key(where: str, location: list[str]) -> ConfigError:
-    section: type[BaseModel] = Config
-    for part in location[:-1]:
-        section = _section_of(section.model_fields[part].annotation) or section
-    known = list(section.model_fields)
-    near = get_close_matches(location[-1], known, n=1, cutoff=0.5)
-    fix = f"Did you mean {near[0]!r}?" if near else "Remove it or use a known key."
-    return ConfigError(where, f"unknown key {location[-1]!r}", f"one of {', '.join(known)}", fix)
-
-
-def _section_of(annotation: object) -> type[BaseModel] | None:
-    """The section that a field holds, or may hold instead of a plain value."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for part in get_args(annotation) if (found := _section_of(part))), None)
+        key, value = parsed_setting(setting, "section.key=value", "mix.alpha=0.5")
+        put(raw, key.split("."), value)
+    return checked(Config, raw, str(path))

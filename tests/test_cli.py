@@ -15,6 +15,8 @@ from hbt_ray.config import Config, load_config
 from hbt_ray.corpus.sample import write_sample_benchmark
 from hbt_ray.evaluation.benchmarks import load_benchmark
 from hbt_ray.evaluation.embeddings import Embeddings, save_embeddings
+from hbt_ray.study.settings import load_study
+from hbt_ray.sweep.settings import load_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "jobs" / "configs"
@@ -204,8 +206,10 @@ def test_unknown_options_exit_with_two(capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_shipped_configurations_are_valid(path: Path) -> None:
-    """Every configuration in jobs/configs passes the checks."""
-    assert load_config(path).run.name
+    """Every configuration in jobs/configs passes the checks; sweeps and studies have names that say so."""
+    load = {"sweep": load_sweep, "study": load_study}.get(path.name.partition("-")[0], load_config)
+    settings = ["data=somewhere"] if load is load_study else []
+    assert load(path, settings)
 
 
 def test_the_quickstart_configuration_is_the_shipped_one() -> None:

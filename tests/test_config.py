@@ -178,8 +178,8 @@ def test_an_unknown_key_is_reported_before_the_one_it_leaves_missing(tmp_path: P
     [
         (b"run: [1", "valid YAML"),
         (b"run: \xff", "valid YAML"),
-        (b"", "sections such as run"),
-        (b"- run", "sections such as run"),
+        (b"", "keys such as run"),
+        (b"- run", "keys such as run"),
     ],
 )
 def test_a_file_that_is_no_configuration(tmp_path: Path, content: bytes, expected: str) -> None:

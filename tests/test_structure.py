@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "hbt_ray"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-BASE = {"config", "errors", "languages", "session", "storage"}
+BASE = {"config", "errors", "languages", "session", "settings_file", "storage"}
 ALL = BASE | {
     *("commands", "corpus", "evaluation", "mixing", "model"),
     *("progress", "quickstart", "study", "sweep", "tracking", "train"),
@@ -25,7 +25,8 @@ ALL = BASE | {
 MAY_IMPORT = {
     "errors": set(),
     "languages": {"errors"},
-    "config": {"errors", "languages"},
+    "settings_file": {"errors"},
+    "config": {"errors", "languages", "settings_file"},
     "session": {"errors"},
     "storage": {"errors"},
     "progress": set(),

@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from hbt_ray.cli import run
 from hbt_ray.config import Config
 from hbt_ray.errors import ConfigError, ResourceError
+from hbt_ray.settings_file import checked
 from hbt_ray.sweep.objective import pareto_front, score
 from hbt_ray.sweep.prepare import check_claim, claim, prepare, resolved
 from hbt_ray.sweep.results import best_entry, curve, front
 from hbt_ray.sweep.run import trial_table
 from hbt_ray.sweep.search import concurrent_runs, scheduler_of
-from hbt_ray.sweep.settings import SweepConfig, checked, load_sweep
+from hbt_ray.sweep.settings import SweepConfig, load_sweep
 from hbt_ray.sweep.space import check_space, chosen, distributions, grid_points
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,7 +50,7 @@ def raw(base: Config, **changes: Any) -> dict[str, Any]:
 
 
 def sweep(base: Config, **changes: Any) -> SweepConfig:
-    return checked(raw(base, **changes), "sweep.yaml")
+    return checked(SweepConfig, raw(base, **changes), "sweep.yaml")
 
 
 WRONG: list[tuple[dict[str, Any], list[str]]] = [

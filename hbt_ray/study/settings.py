@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from hbt_ray.config import Config, Count, load_config
 from hbt_ray.errors import ConfigError
 from hbt_ray.evaluation.benchmarks import BENCHMARKS
 from hbt_ray.evaluation.comparison import LEAST_RESAMPLES
 from hbt_ray.languages import checked_codes
+from hbt_ray.settings_file import Section, checked, nearest, parsed_setting, put, read_yaml
 
 UNTRAINED = "untrained"  # the weights that arms start from, in the tables beside the arms
 BY_THE_STUDY = {"run.name": "name", "run.seed": "seeds", "data.fraction": "fractions"}  # key -> what sets it
@@ -39,11 +38,7 @@ def _checked_languages(codes: tuple[str, ...] | None) -> tuple[str, ...] | None:
     return None if codes is None else checked_codes(codes, "")
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class BenchmarkSection(_Section):
+class BenchmarkSection(Section):
     """A benchmark to report on, as `hbt-ray evaluate` takes it."""
 
     benchmark: str
@@ -62,18 +57,18 @@ class BenchmarkSection(_Section):
     @model_validator(mode="after")
     def _known(self) -> BenchmarkSection:
         if self.benchmark not in BENCHMARKS:
-            raise ConfigError("benchmark", repr(self.benchmark), *_choice(self.benchmark, BENCHMARKS))
+            raise ConfigError("benchmark", repr(self.benchmark), *nearest(self.benchmark, BENCHMARKS))
         return self
 
 
-class StudyConfig(_Section):
+class StudyConfig(Section):
     """Everything a study depends on."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Folder below run.out; the same name resumes."""
     config: Config
     """The training configuration; in the file, its path."""
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field(default_factory=dict)
     """Of every arm, by dotted key."""
     arms: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
     """Name -> settings in which the arm differs, by dotted key."""
@@ -142,7 +137,7 @@ class StudyConfig(_Section):
     @model_validator(mode="after")
     def _baseline_is_an_arm(self) -> StudyConfig:
         if self.baseline not in self.arms:
-            raise ConfigError("baseline", repr(self.baseline), *_choice(self.baseline, self.arms))
+            raise ConfigError("baseline", repr(self.baseline), *nearest(self.baseline, self.arms))
         return self
 
     @model_validator(mode="after")
@@ -178,15 +173,20 @@ def load_study(path: Path, settings: Sequence[str] = ()) -> StudyConfig:
         ConfigError: file absent, not YAML, unknown key, value out of range, in it or in the training configuration
             that it names; says which key and the nearest known one.
     """
-    raw = _read(path)
+    raw = read_yaml(path, "a study's YAML file", "name, config, arms, seeds")
     for setting in settings:
-        _put(raw, setting)
+        key, value = parsed_setting(setting, "key=value or settings.<dotted key>=value", "settings.train.steps=100")
+        put(raw, _parts(key), value)
     if isinstance(raw.get("config"), str):
         raw["config"] = load_config(path.parent / raw["config"]).model_dump(mode="json")
-    try:
-        return StudyConfig.model_validate(raw)
-    except ValidationError as error:
-        raise _config_error(error, str(path)) from None
+    return checked(StudyConfig, raw, str(path))
+
+
+def _parts(key: str) -> list[str]:
+    section, dot, dotted = key.partition(".")
+    if dot and section != "settings":
+        raise ConfigError(f"--set {key}", repr(key), "a key of the file, or settings.<dotted key>", "Name one.")
+    return [section, dotted] if dot else [section]
 
 
 def slug(arm: str) -> str:
@@ -198,57 +198,3 @@ def _check_not_by_the_study(where: str, key: str) -> None:
     if key in BY_THE_STUDY:
         place = BY_THE_STUDY[key]
         raise ConfigError(where, "a value", f"`{place}` of the study, which sets it", f"Remove it and use `{place}`.")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(str(path), error.strerror, "a study's YAML file", "Check the path.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), " ".join(str(error).split()), "valid YAML", "Mend the file.") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(str(path), type(raw).__name__, "keys such as name, config, arms, seeds", "Add them.")
-    return raw
-
-
-def _put(raw: dict[str, Any], setting: str) -> None:
-    """Put `key=value` or `settings.<dotted key>=value` in its place."""
-    key, equals, text = setting.partition("=")
-    section, _, dotted = key.partition(".")
-    if not equals or not key or (dotted and section != "settings"):
-        raise ConfigError("--set", repr(setting), "key=value or settings.<dotted key>=value", "Name a key of the file.")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        message = " ".join(str(error).split())
-        raise ConfigError(f"--set {setting}", message, "a YAML value", "Quote or close it.") from None
-    if dotted:
-        raw["settings"] = {**(raw.get("settings") or {}), dotted: value}
-    else:
-        raw[key] = value
-
-
-def _config_error(error: ValidationError, source: str) -> ConfigError:
-    """The first problem in our words; an unknown key comes first because it often explains the others."""
-    problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    key = ".".join(map(str, problem["loc"]))
-    where = f"{source}: {key}"
-    if problem["type"] == "extra_forbidden":
-        section = BenchmarkSection if problem["loc"][0] == "benchmarks" else StudyConfig
-        unknown = str(problem["loc"][-1])
-        return ConfigError(where, f"unknown key {unknown!r}", *_choice(unknown, section.model_fields))
-    if problem["type"] == "missing":
-        return ConfigError(where, "nothing", "a value (the key has no default)", f"Add {key}.")
-    cause = problem.get("ctx", {}).get("error")
-    if isinstance(cause, ConfigError):
-        place = ".".join(filter(None, (key, cause.where)))
-        return ConfigError(f"{source}: {place}", cause.received, cause.expected, cause.fix)
-    message = problem["msg"]
-    return ConfigError(where, repr(problem["input"]), message[0].lower() + message[1:], f"Correct {key}.")
-
-
-def _choice(value: str, known: Iterable[str]) -> tuple[str, str]:
-    """What was expected, and the fix: the nearest known value."""
-    near = get_close_matches(value, list(known), n=1, cutoff=0.5)
-    return f"one of {', '.join(known)}", f"Did you mean {near[0]!r}?" if near else "Choose one of these."

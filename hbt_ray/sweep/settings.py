@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from hbt_ray.config import Config, Count, load_config
 from hbt_ray.errors import ConfigError
 from hbt_ray.evaluation.benchmarks import BENCHMARKS
+from hbt_ray.settings_file import Section, checked, nearest, parsed_setting, put, read_yaml
 from hbt_ray.sweep.validation import HELD_OUT, HIGHER_IS_BETTER, METRICS
 
 HELD_OUT_QUESTIONS = 300
@@ -29,12 +28,6 @@ FREE_KEYS = (
 )  # hold dotted keys or metrics
 
 Direction = Literal["max", "min"]
-
-
-class Section(BaseModel):
-    """A part of a settings file: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Dimension(Section):
@@ -137,13 +130,13 @@ class Pbt(Section):
 class ObjectiveSection(Section):
     """What is good."""
 
-    weights: Annotated[dict[str, float], Field(min_length=1)] = {
-        "monolingual/mAP": 1.0,
-        "cross_lingual/mAP": 1.0,
-        "multilingual/mAP": 1.0,
-    }
+    weights: Annotated[dict[str, float], Field(min_length=1)] = Field(
+        default_factory=lambda: {"monolingual/mAP": 1.0, "cross_lingual/mAP": 1.0, "multilingual/mAP": 1.0}
+    )
     """score = Σ weight · metric; negative for metrics of which less is better."""
-    pareto: dict[str, Direction] = {"multilingual/mAP": "max", "language_bias/rank_distance": "min"}
+    pareto: dict[str, Direction] = Field(
+        default_factory=lambda: dict[str, Direction]({"multilingual/mAP": "max", "language_bias/rank_distance": "min"})
+    )
     """Objectives of the front."""
 
     @model_validator(mode="after")
@@ -166,9 +159,7 @@ class ObjectiveSection(Section):
 
 def _check_metric(where: str, name: str) -> None:
     if name not in METRICS:
-        near = get_close_matches(name, METRICS, n=1, cutoff=0.3)
-        fix = f"Did you mean {near[0]!r}?" if near else "Use one of them."
-        raise ConfigError(f"{where}.{name}", f"unknown metric {name!r}", f"one of {', '.join(METRICS)}", fix)
+        raise ConfigError(f"{where}.{name}", f"unknown metric {name!r}", *nearest(name, METRICS, cutoff=0.3))
 
 
 class BenchmarkSection(Section):
@@ -188,9 +179,7 @@ class BenchmarkSection(Section):
 
 def _known_benchmark(name: str) -> str:
     if name not in BENCHMARKS:
-        near = get_close_matches(name, BENCHMARKS, n=1, cutoff=0.3)
-        fix = f"Did you mean {near[0]!r}?" if near else "Choose one of these."
-        raise ConfigError("", repr(name), f"one of {', '.join(BENCHMARKS)}", fix)
+        raise ConfigError("", repr(name), *nearest(name, BENCHMARKS, cutoff=0.3))
     return name
 
 
@@ -235,7 +224,7 @@ class SweepConfig(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     config: Config
     """The training configuration; in the file, its path."""
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field(default_factory=dict)
     """Of every trial, by dotted key."""
     space: Annotated[dict[str, Dimension], Field(min_length=1)]
     search: SearchSection
@@ -331,54 +320,13 @@ def load_sweep(path: Path, settings: Sequence[str] = ()) -> SweepConfig:
         ConfigError: file absent, not YAML, unknown key, value out of range, in it or in the training configuration
             that it names; says which key and the nearest known one.
     """
-    raw = _read(path)
+    raw = read_yaml(path, "a sweep's YAML file", "name, config, space, search")
     for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals or not key:
-            raise ConfigError("--set", repr(setting), "key=value", "For example --set search.trials=4.")
-        _put(raw, key, _yaml(value, f"--set {setting}"))
+        key, value = parsed_setting(setting, "key=value", "search.trials=4")
+        put(raw, _parts(key), value)
     if isinstance(raw.get("config"), str):
         raw["config"] = load_config(path.parent / raw["config"]).model_dump(mode="json")
-    return checked(raw, str(path))
-
-
-def checked(raw: Mapping[str, Any], source: str) -> SweepConfig:
-    """A sweep of raw values. Raises ConfigError naming source, key and the nearest known one."""
-    try:
-        return SweepConfig.model_validate(raw)
-    except ValidationError as error:
-        raise _config_error(error, source) from None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(str(path), error.strerror, "a YAML file", "Check the path.") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(str(path), error.reason, "UTF-8 text", "Mend the file.") from None
-    raw = _yaml(text, str(path))
-    if not isinstance(raw, dict):
-        raise ConfigError(str(path), type(raw).__name__, "keys such as name and config", "Add them.")
-    return raw
-
-
-def _yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(where, " ".join(str(error).split()), "valid YAML", "Mend it.") from None
-
-
-def _put(raw: dict[str, Any], key: str, value: Any) -> None:
-    *sections, last = _parts(key)
-    for section in sections:
-        if raw.get(section) is None:
-            raw[section] = {}
-        if not isinstance(raw[section], dict):
-            raise ConfigError(f"--set {key}", repr(raw[section]), f"a section at {section!r}", "Name a key inside one.")
-        raw = raw[section]
-    raw[last] = value
+    return checked(SweepConfig, raw, str(path))
 
 
 def _parts(key: str) -> list[str]:
@@ -386,52 +334,3 @@ def _parts(key: str) -> list[str]:
         if key.startswith(f"{free}."):
             return [*free.split("."), key.removeprefix(f"{free}.")]
     return key.split(".")
-
-
-def _config_error(error: ValidationError, source: str) -> ConfigError:
-    """The first problem in our words; an unknown key comes first because it often explains the others."""
-    problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    location, section = _located(problem["loc"])
-    where = f"{source}: {'.'.join(location)}"
-    if problem["type"] == "extra_forbidden":
-        return _unknown_key(where, location[-1], section)
-    if problem["type"] == "missing":
-        return ConfigError(where, "nothing", "a value (the key has no default)", f"Add {'.'.join(location)}.")
-    cause = problem.get("ctx", {}).get("error")
-    if isinstance(cause, ConfigError):
-        key = ".".join(part for part in (*location, cause.where) if part)
-        return ConfigError(f"{source}: {key}", cause.received, cause.expected, cause.fix)
-    message = problem["msg"]
-    fix = f"Correct {'.'.join(location)}."
-    return ConfigError(where, repr(problem["input"]), message[0].lower() + message[1:], fix)
-
-
-def _located(loc: Sequence[int | str]) -> tuple[list[str], type[BaseModel]]:
-    """The keys of a problem as in the file, without the names of alternatives; the innermost section around it."""
-    keys: list[str] = []
-    sections: list[type[BaseModel]] = [SweepConfig]
-    for part in loc:
-        alternatives = [other for other in sections if len(sections) > 1 and other.model_fields["name"].default == part]
-        if alternatives:
-            sections = alternatives
-            continue
-        keys.append(str(part))
-        field = sections[0].model_fields.get(str(part))
-        if field is not None:
-            sections = list(_sections_of(field.annotation)) or sections
-    return keys, sections[0]
-
-
-def _sections_of(annotation: object) -> Iterator[type[BaseModel]]:
-    """The sections that a field may hold, itself or in a container."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for part in get_args(annotation):
-        yield from _sections_of(part)
-
-
-def _unknown_key(where: str, key: str, section: type[BaseModel]) -> ConfigError:
-    known = list(section.model_fields)
-    near = get_close_matches(key, known, n=1, cutoff=0.5)
-    fix = f"Did you mean {near[0]!r}?" if near else "Remove it or use a known key."
-    return ConfigError(where, f"unknown key {key!r}", f"one of {', '.join(known)}", fix)

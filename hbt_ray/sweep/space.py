@@ -7,7 +7,6 @@ configuration takes, such as a list of languages or an α schedule.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from itertools import product
 from typing import Any
 
@@ -16,6 +15,7 @@ from pydantic import BaseModel
 
 from hbt_ray.config import AlphaSchedule, Config
 from hbt_ray.errors import ConfigError
+from hbt_ray.settings_file import nearest
 from hbt_ray.sweep.settings import Dimension
 
 # What is the same in all trials: where they write, what they are compared on, with how many steps and resources.
@@ -70,13 +70,8 @@ def check_space(space: Space, base: Config) -> None:
     for key, dimension in space.items():
         where = f"space.{key}"
         if key not in known:
-            near = get_close_matches(key, known, n=1, cutoff=0.3)
-            raise ConfigError(
-                where,
-                f"unknown key {key!r}",
-                "a dotted key of the training configuration",
-                f"Did you mean {near[0]!r}?" if near else "Use a known key.",
-            )
+            _, fix = nearest(key, known, "Use a known key.", cutoff=0.3)
+            raise ConfigError(where, f"unknown key {key!r}", "a dotted key of the training configuration", fix)
         if key.startswith(SAME_IN_ALL) and key != SEED:
             raise ConfigError(where, key, "a key that may differ between trials that are compared", "Leave it out.")
         for value in values(dimension):
