@@ -374,6 +374,13 @@ def _several_at_once(copy: Callable[[str], None], names: Iterable[str]) -> None:
             pass
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a local text file that is there only once it is complete."""
+    unfinished = path.with_name(f"{path.name}.partial")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
+
+
 def sha256(data: bytes) -> str:
     """Hex digest of a file's bytes."""
     return hashlib.sha256(data).hexdigest()

@@ -181,10 +181,7 @@ def check_mlflow(study: dict[str, Any]) -> None:
     assert {file.path for file in client.list_artifacts(parent.info.run_id, "study")} == {
         f"study/study.{kind}" for kind in ("html", "json", "md")
     }
-    # SIGKILL between MLflow's making a run and our noting its id leaves one that nothing was ever logged to.
-    assert {run_id for run_id, run in runs.items() if run.data.metrics} == {
-        run["mlflow_run_id"] for run in study["runs"]
-    }
+    assert set(runs) == {run["mlflow_run_id"] for run in study["runs"]}
     for run in study["runs"]:
         tracked = runs[run["mlflow_run_id"]]
         assert tracked.data.tags["mlflow.parentRunId"] == parent.info.run_id

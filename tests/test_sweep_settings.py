@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import optuna
+import psutil
 import pytest
 import yaml
 from hypothesis import given
@@ -24,7 +27,7 @@ from hbt_ray.sweep.objective import pareto_front, score
 from hbt_ray.sweep.prepare import check_claim, claim, prepare, resolved
 from hbt_ray.sweep.results import best_entry, curve, front
 from hbt_ray.sweep.run import trial_table
-from hbt_ray.sweep.search import concurrent_runs, scheduler_of
+from hbt_ray.sweep.search import TrialProcesses, concurrent_runs, scheduler_of
 from hbt_ray.sweep.settings import SweepConfig, load_sweep
 from hbt_ray.sweep.space import check_space, chosen, distributions, grid_points
 
@@ -330,6 +333,22 @@ def test_halving_remembers_trials_of_before_a_restart(base: Config) -> None:
     assert decision({}, 1.9) == "CONTINUE"
     assert decision(before, 1.9) == "STOP"  # the median of what was seen is 2
     assert decision(before, 2.1) == "CONTINUE"
+
+
+def test_a_sweep_waits_for_the_processes_of_its_trials(caplog: pytest.LogCaptureFixture) -> None:
+    """One on its way out is waited for, one that does not end is killed, one of before a restart is nobody's."""
+    commands = {"leaves": "import time; time.sleep(2)", "stays": "import time; time.sleep(600)", "left": ""}
+    children = {name: subprocess.Popen([sys.executable, "-c", code]) for name, code in commands.items()}
+    children["left"].wait()
+    processes = TrialProcesses()
+    for child in children.values():
+        processes.on_trial_result(0, [], SimpleNamespace(), {"pid": child.pid})
+    processes.wait(5.0)
+    assert not any(psutil.pid_exists(child.pid) for child in children.values())
+    assert f"process {children['stays'].pid} of a trial has not ended" in caplog.text
+    assert f"process {children['leaves'].pid} " not in caplog.text
+    for child in children.values():
+        child.wait()  # their handles learn of it
 
 
 @pytest.mark.parametrize(

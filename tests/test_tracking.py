@@ -160,3 +160,15 @@ def test_an_evaluation_becomes_metrics_and_artifacts(store: Store, tmp_path: Pat
 def test_nested_sections_become_dotted_keys() -> None:
     """`flattened` keeps lists whole and nests with dots."""
     assert flattened({"a": {"b": 1, "c": [1, 2]}, "d": None}) == {"a.b": 1, "a.c": [1, 2], "d": None}
+
+
+def test_a_run_whose_id_was_not_noted_is_found_again(tmp_path: Path) -> None:
+    """Killed between MLflow's making of the run and our note of its id: the same run goes on, whole, and no other."""
+    store = tracking_store(tmp_path / "out")
+    first = open_run(store, "e", "r", tmp_path / "r", {"a": 1}, parent="above")
+    (tmp_path / "r" / "mlflow.json").unlink()
+    again = open_run(store, "e", "r", tmp_path / "r", {"a": 1}, parent="above")
+    assert again.run_id == first.run_id
+    found = again.client.get_run(again.run_id)
+    assert (found.data.tags["mlflow.parentRunId"], found.data.params) == ("above", {"a": "1"})
+    assert open_run(store, "e", "r", tmp_path / "other", {"a": 1}).run_id != first.run_id

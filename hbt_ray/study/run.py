@@ -13,13 +13,9 @@ is finished has its files below the study's folder and is not done again:
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,11 +26,11 @@ import yaml
 from hbt_ray.commands import EvaluationRequest, corpus_root, evaluate_model, output_root
 from hbt_ray.config import Config
 from hbt_ray.corpus.shards import open_corpus
-from hbt_ray.errors import ConfigError, Interrupted, TrainingError
+from hbt_ray.errors import Interrupted, TrainingError
 from hbt_ray.evaluation.results import METRICS_FILE
 from hbt_ray.mixing.source import plan_languages
-from hbt_ray.session import SPARE_CPUS, ray_session
-from hbt_ray.storage import Folder
+from hbt_ray.session import SPARE_CPUS, environment, ray_session
+from hbt_ray.storage import Folder, write_whole
 from hbt_ray.study.analysis import analyse, arm_values, read_metrics
 from hbt_ray.study.arms import (
     StudyRun,
@@ -58,7 +54,8 @@ from hbt_ray.study.tables import (
 from hbt_ray.study.training import OnProgress, Outcome, close_unfinished, train_all, write_json
 from hbt_ray.sweep.search import concurrent_runs
 from hbt_ray.tracking.runs import TRACKING_VARIABLE, Store, TrackedRun, open_run, tracking_store
-from hbt_ray.train.run_folder import fixed_settings
+from hbt_ray.train.control import interrupted_by_sigterm
+from hbt_ray.train.run_folder import check_unchanged, fixed_settings
 
 RESOLVED = "study.yaml"
 RESULT = "study.json"
@@ -92,7 +89,7 @@ def run_study(study: StudyConfig, on_progress: OnProgress = lambda line: None) -
     store = tracking_store(out)
     tracked = open_run(store, study.base.tracking.experiment, study.name, folder, _parameters(study))
     try:
-        with _tracking_to(store):
+        with environment({TRACKING_VARIABLE: store.uri}):  # whatever folder a command writes to
             outcomes = _train_and_evaluate(study, runs, folder, store, tracked.run_id, on_progress)
         result = {
             **_description(study),
@@ -141,20 +138,17 @@ def claim_folder(folder: Path, study: StudyConfig, root: str) -> None:
     resolved = study.model_dump(mode="json")
     before = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {"fixed": {}, "study": resolved}
     known, now = before["fixed"], _fixed(study, root)
-    for key, value in now.items():
-        if known.get(key, value) != value:
-            raise ConfigError(
-                f"study {study.name!r}, {key}",
-                value,
-                f"{known[key]}, with which the study in {folder} was started",
-                "Choose another name for the study, or the old value to go on.",
-            )
+    check_unchanged(
+        {key: known.get(key, value) for key, value in now.items()},
+        now,
+        f"study {study.name!r}",
+        f"the study in {folder}",
+        "Choose another name for the study, or the old value to go on.",
+    )
     if before["study"] != resolved:
         (folder / RESULT).unlink(missing_ok=True)
     content = {"fixed": known | now, "study": resolved}
-    unfinished = path.with_suffix(".partial")
-    unfinished.write_text(yaml.safe_dump(content, allow_unicode=True, sort_keys=False), encoding="utf-8")
-    unfinished.replace(path)
+    write_whole(path, yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
 
 
 def _fixed(study: StudyConfig, root: str) -> dict[str, Any]:
@@ -190,7 +184,7 @@ def _train_and_evaluate(
 ) -> list[Outcome]:
     """The outcomes of all runs, in their order; the models of those that finished have been evaluated."""
     cluster = study.base.cluster
-    with ray_session(cluster.workers * cluster.cpus_per_worker), _interrupted_by_sigterm():
+    with ray_session(cluster.workers * cluster.cpus_per_worker), interrupted_by_sigterm():
         concurrent = concurrent_runs(study.base, study.concurrent, "concurrent")
         outcomes = train_all(runs, concurrent, store, parent_run, on_progress)
         _check_baseline(study, outcomes)
@@ -347,43 +341,6 @@ def _description(study: StudyConfig) -> dict[str, Any]:
 
 
 # --- tracking --------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _tracking_to(store: Store) -> Iterator[None]:
-    """Within the context every command tracks to this store, whatever folder it writes to."""
-    before = os.environ.get(TRACKING_VARIABLE)
-    os.environ[TRACKING_VARIABLE] = store.uri
-    try:
-        yield
-    finally:
-        del os.environ[TRACKING_VARIABLE]
-        if before is not None:
-            os.environ[TRACKING_VARIABLE] = before
-
-
-@contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
-    """Within the context SIGTERM raises Interrupted; Ray's own answer would leave MLflow's runs open."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    asked = threading.Event()
-
-    def on_sigterm(number: int, frame: object) -> None:
-        asked.set()
-        raise Interrupted
-
-    before = signal.signal(signal.SIGTERM, on_sigterm)
-    try:
-        yield
-    except Exception:
-        if asked.is_set():  # Ray makes another error of what is raised in the middle of its calls
-            raise Interrupted from None
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _stop(runs: Sequence[StudyRun], store: Store, tracked: TrackedRun) -> None:

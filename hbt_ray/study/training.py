@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hbt_ray.commands import train
 from hbt_ray.errors import HbtError
+from hbt_ray.storage import write_whole
 from hbt_ray.study.arms import StudyRun
 from hbt_ray.tracking.runs import TRACKING_VARIABLE, Store, run_of_folder
 
@@ -60,9 +61,7 @@ def close_unfinished(runs: Sequence[StudyRun], store: Store) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a file that is there only once it is complete."""
-    unfinished = path.with_suffix(".partial")
-    unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _trained(

@@ -14,6 +14,7 @@ from hbt_ray.config import Config
 from hbt_ray.errors import ConfigError
 from hbt_ray.evaluation.benchmarks import Benchmark, load_benchmark
 from hbt_ray.mixing.source import training_source
+from hbt_ray.storage import write_whole
 from hbt_ray.sweep.population import check_population
 from hbt_ray.sweep.settings import HELD_OUT_QUESTIONS, Asha, Pbt, SweepConfig
 from hbt_ray.sweep.space import check_space
@@ -21,6 +22,7 @@ from hbt_ray.sweep.validation import HELD_OUT, defined_metrics, held_out_benchma
 from hbt_ray.tracking.runs import flattened
 from hbt_ray.train.fit import check_backbone
 from hbt_ray.train.retrieval import Retrieval
+from hbt_ray.train.run_folder import check_unchanged
 
 RESOLVED = "sweep.yaml"
 RUNS = "trials"
@@ -130,15 +132,13 @@ def check_claim(sweep: SweepConfig) -> None:
     path = sweep_folder(sweep) / RESOLVED
     if not path.exists():
         return
-    before, now = _compared(yaml.safe_load(path.read_text(encoding="utf-8"))), _compared(resolved(sweep))
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            raise ConfigError(
-                f"name {sweep.name!r}, {key}",
-                now.get(key),
-                f"{before.get(key)}, with which the sweep in {path.parent} was started",
-                "Choose another name, or the old value to go on.",
-            )
+    check_unchanged(
+        _compared(yaml.safe_load(path.read_text(encoding="utf-8"))),
+        _compared(resolved(sweep)),
+        f"name {sweep.name!r}",
+        f"the sweep in {path.parent}",
+        "Choose another name, or the old value to go on.",
+    )
 
 
 def claim(sweep: SweepConfig) -> None:
@@ -156,10 +156,3 @@ def resolved(sweep: SweepConfig) -> dict[str, Any]:
 
 def _compared(content: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flattened(content).items() if not key.startswith(MAY_CHANGE)}
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    unfinished = path.with_name(f"{path.name}.partial")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,12 +18,13 @@ from hbt_ray.commands import EvaluationRequest, corpus_root, evaluate_model, tra
 from hbt_ray.config import Config
 from hbt_ray.errors import Interrupted, TrainingError
 from hbt_ray.model.encoder import embedding_width
-from hbt_ray.session import ray_session
+from hbt_ray.session import environment, ray_session
+from hbt_ray.storage import write_whole
 from hbt_ray.sweep.objective import score
-from hbt_ray.sweep.prepare import RESOLVED, Prepared, check_claim, claim, prepare, resolved, sweep_folder, write_whole
+from hbt_ray.sweep.prepare import RESOLVED, Prepared, check_claim, claim, prepare, resolved, sweep_folder
 from hbt_ray.sweep.report import write_sweep_report
 from hbt_ray.sweep.results import FAILED, FINISHED, STOPPED, Entry, best_entry, curve, front, trial_entries
-from hbt_ray.sweep.search import ENVIRONMENT, OnProgress, concurrent_runs, environment, run_trials
+from hbt_ray.sweep.search import ENVIRONMENT, OnProgress, concurrent_runs, run_trials
 from hbt_ray.sweep.settings import SweepConfig
 from hbt_ray.sweep.trial import TrialContext, plain, run_name
 from hbt_ray.tracking.registry import register
@@ -37,6 +37,7 @@ from hbt_ray.tracking.runs import (
     run_of_folder,
     tracking_store,
 )
+from hbt_ray.train.control import interrupted_by_sigterm
 
 RESULT, REPORT, BEST = "sweep.json", "sweep.html", "best.yaml"
 REPORTS = "reports"
@@ -61,7 +62,7 @@ def run_sweep(sweep: SweepConfig, on_progress: OnProgress = lambda done, note: N
     fewest = cluster.min_workers or cluster.workers
     with environment(ENVIRONMENT), ray_session(fewest * cluster.cpus_per_worker):
         concurrent = concurrent_runs(sweep.base, sweep.search.concurrent)
-        with _tracked(prepared) as run, _ended_by_sigterm():
+        with _tracked(prepared) as run, interrupted_by_sigterm():
             content = _swept(prepared, run, concurrent, on_progress)
             content["seconds"] = time.monotonic() - began
             _finish(prepared, content, run)
@@ -112,7 +113,7 @@ def _short(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-# --- tracking and signals --------------------------------------------------------------------------------------------
+# --- tracking --------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -150,24 +151,6 @@ def _tracked_run(run_dir: Path, store: Store) -> TrackedRun:
     run = run_of_folder(run_dir, store)
     assert run is not None, f"{run_dir} has been tracked"
     return run
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Within the context SIGTERM raises Interrupted, as Ctrl-C raises KeyboardInterrupt."""
-
-    def on_sigterm(number: int, frame: object) -> None:
-        raise Interrupted
-
-    handler = signal.signal(signal.SIGTERM, on_sigterm)
-    try:
-        yield
-    except SystemError as error:  # what Python makes of a signal handler's exception on its way through Ray's C code
-        if isinstance(error.__cause__, Interrupted | KeyboardInterrupt):
-            raise error.__cause__ from None
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, handler)
 
 
 # --- trials ----------------------------------------------------------------------------------------------------------

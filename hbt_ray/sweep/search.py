@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import floor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import optuna
+import psutil
 import ray
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from ray import tune
@@ -24,12 +25,14 @@ from ray.tune.search.optuna import OptunaSearch
 
 from hbt_ray.config import Config
 from hbt_ray.errors import ResourceError
+from hbt_ray.session import environment
 from hbt_ray.sweep.population import Population
 from hbt_ray.sweep.settings import ALPHA, Asha, Pbt, SweepConfig
 from hbt_ray.sweep.space import distributions, grid_points
 from hbt_ray.sweep.trial import TrialContext, run_trial
 
 TUNE_FOLDER = "tune"
+EXIT_SECONDS = 60.0  # within which the process of a trial that was stopped is gone
 DATA_CPUS = 1.0  # of each training, for data tasks: without any it would wait for ever
 RANDOM_TRIALS = 1 / 3  # of the trials, and at most as many as Optuna takes, are drawn at random before tpe begins
 ENVIRONMENT = {  # of a sweep, from before Ray starts
@@ -44,6 +47,8 @@ ENVIRONMENT = {  # of a sweep, from before Ray starts
 
 Curves = Mapping[str, Sequence[Mapping[str, Any]]]  # trial id -> its validations: step, score
 OnProgress = Callable[[int, str], None]
+
+logger = logging.getLogger(__name__)
 
 
 def concurrent_runs(config: Config, asked: int | None, where: str = "search.concurrent") -> int:
@@ -82,6 +87,8 @@ def run_trials(
 ) -> list[Trial]:
     """Run all trials, or those that an earlier call in this folder left; all of them, as Ray Tune knows them.
 
+    No process of a trial is left at the end.
+
     Args:
         context: what the trials share.
         folder: of the sweep; Ray Tune's state is in `tune` there.
@@ -92,6 +99,7 @@ def run_trials(
     sweep = context.sweep
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    processes = TrialProcesses()
     with _reachable_by_trials():
         analysis = tune.run(
             tune.with_parameters(run_trial, context=context),
@@ -103,7 +111,7 @@ def run_trials(
             search_alg=_searcher(sweep),
             scheduler=scheduler_of(sweep, concurrent, curves),
             max_concurrent_trials=None if isinstance(sweep.scheduler, Pbt) else concurrent,
-            callbacks=[_Progress(on_progress)],
+            callbacks=[_Progress(on_progress), processes],
             resume_config=ResumeConfig() if _started(folder) else None,
             trial_dirname_creator=_trial_id,
             trial_name_creator=_trial_id,
@@ -111,6 +119,7 @@ def run_trials(
             raise_on_failed_trial=False,
             verbose=0,
         )
+    processes.wait()
     return list(analysis.trials)
 
 
@@ -207,20 +216,6 @@ def _reachable_by_trials() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for as long as the context lasts."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-
-
 class _Progress(tune.Callback):  # type: ignore[misc]
     """Says how far the sweep is whenever a trial reports or ends."""
 
@@ -240,3 +235,28 @@ class _Progress(tune.Callback):  # type: ignore[misc]
 
     def _say(self, trials: Sequence[Trial], note: str) -> None:
         self._on_progress(sum(trial.is_finished() for trial in trials), note)
+
+
+class TrialProcesses(tune.Callback):  # type: ignore[misc]
+    """The processes that trials ran in, on the driver's node.
+
+    Ray Tune does not wait for them: one that is stopped finds its workers gone, and closes its MLflow run as failed.
+    """
+
+    def __init__(self) -> None:
+        self._processes: set[psutil.Process] = set()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: Mapping[str, Any], **info: Any
+    ) -> None:
+        """Take note of where the trial runs."""
+        with suppress(psutil.NoSuchProcess):
+            self._processes.add(psutil.Process(result["pid"]))
+
+    def wait(self, seconds: float = EXIT_SECONDS) -> None:
+        """Until all of them are gone; those that are not, are killed."""
+        _, alive = psutil.wait_procs(self._processes, timeout=seconds)
+        for process in alive:
+            logger.warning("process %d of a trial has not ended after %g seconds: killed", process.pid, seconds)
+            process.kill()
+        psutil.wait_procs(alive)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from mlflow.models import infer_signature
 from hbt_ray import __version__
 from hbt_ray.errors import ModelError
 from hbt_ray.model.export import model_hash
+from hbt_ray.session import environment
 from hbt_ray.tracking.runs import TRACKING_VARIABLE, Store, TrackedRun
 
 MODELS_SCHEME = "models:/"
@@ -56,15 +56,10 @@ def register(run: TrackedRun, model_dir: Path, name: str, alias: str, width: int
 @contextmanager
 def _fluent_api(store: Store) -> Iterator[None]:
     """Point MLflow's global state at a store; it also sets an environment variable, which must not outlive the call."""
-    before = os.environ.get(TRACKING_VARIABLE)
-    mlflow.set_tracking_uri(store.uri)
-    mlflow.set_registry_uri(store.uri)
-    try:
+    with environment({TRACKING_VARIABLE: store.uri}):
+        mlflow.set_tracking_uri(store.uri)
+        mlflow.set_registry_uri(store.uri)
         yield
-    finally:
-        os.environ.pop(TRACKING_VARIABLE, None)
-        if before is not None:
-            os.environ[TRACKING_VARIABLE] = before
 
 
 def _registered_version(run: TrackedRun, name: str, fingerprint: str) -> int | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,11 +22,14 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from hbt_ray.errors import ResourceError
+from hbt_ray.storage import write_whole
 
 logger = logging.getLogger(__name__)
 
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 RUN_FILE = "mlflow.json"  # in a run folder: which MLflow run it feeds
+TOKEN_FILE = "mlflow.token"  # in a run folder, from before its MLflow run is made: by it the run is found again
+TOKEN_TAG = "hbt_ray.token"
 MAX_BATCH = 1000  # metrics in one request
 NOT_METRICS = {"step", "mode", "dataset"}
 
@@ -138,19 +142,33 @@ def open_run(
             if known["uri"] == store.uri:
                 client.update_run(known["run_id"], status="RUNNING")
                 return TrackedRun(store, known["run_id"])
-        tags = {} if parent is None else {MLFLOW_PARENT_RUN_ID: parent}
-        run = client.create_run(_experiment_id(client, store, experiment), run_name=name, tags=tags)
+        run_id = _made_run(client, _experiment_id(client, store, experiment), name, run_dir, parent)
         params = [Param(key, str(value)) for key, value in flattened(config).items()]
-        client.log_batch(run.info.run_id, params=params)
-        client.log_dict(run.info.run_id, dict(config), "config.json")
+        client.log_batch(run_id, params=params)
+        client.log_dict(run_id, dict(config), "config.json")
     except MlflowException as error:
         reason = str(error).strip().splitlines()[0]
         raise ResourceError(
             TRACKING_VARIABLE, f"{store.uri} ({reason})", "an MLflow store that answers", "Start it, or unset it."
         ) from None
-    run_dir.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps({"uri": store.uri, "run_id": run.info.run_id}) + "\n", encoding="utf-8")
-    return TrackedRun(store, run.info.run_id)
+    write_whole(record, json.dumps({"uri": store.uri, "run_id": run_id}) + "\n")
+    return TrackedRun(store, run_id)
+
+
+def _made_run(client: MlflowClient, experiment_id: str, name: str, run_dir: Path, parent: str | None) -> str:
+    """A new MLflow run, or the one that a process made for this folder and was killed before it noted the id."""
+    path = run_dir / TOKEN_FILE
+    if path.exists():
+        token = path.read_text(encoding="utf-8").strip()
+        for run in client.search_runs([experiment_id], filter_string=f"tags.`{TOKEN_TAG}` = '{token}'"):
+            client.update_run(run.info.run_id, status="RUNNING")
+            return str(run.info.run_id)
+    else:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        token = secrets.token_hex(8)
+        write_whole(path, token + "\n")
+    tags = {TOKEN_TAG: token} | ({} if parent is None else {MLFLOW_PARENT_RUN_ID: parent})
+    return str(client.create_run(experiment_id, run_name=name, tags=tags).info.run_id)
 
 
 def run_of_folder(run_dir: Path, store: Store) -> TrackedRun | None:

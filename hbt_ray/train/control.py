@@ -97,6 +97,35 @@ def stopped_by_sigterm(control: Any) -> Iterator[None]:
         messenger.join()
 
 
+@contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """Within the context SIGTERM raises Interrupted, as Ctrl-C raises KeyboardInterrupt: for what is no training.
+
+    Only the main thread can take signals: elsewhere nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked = threading.Event()
+
+    def on_sigterm(number: int, frame: object) -> None:
+        asked.set()
+        raise Interrupted
+
+    handler = signal.signal(signal.SIGTERM, on_sigterm)
+    try:
+        yield
+    except Exception as error:
+        # Python and Ray make another error of what a signal handler raises in the middle of Ray's calls.
+        if asked.is_set():
+            raise Interrupted from None
+        if isinstance(error, SystemError) and isinstance(error.__cause__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
 def _pass_on(control: Any, asked: threading.Event, over: threading.Event) -> None:
     asked.wait()
     if over.is_set():

@@ -9,6 +9,7 @@ from typing import Any
 
 from hbt_ray.config import Config
 from hbt_ray.errors import ConfigError
+from hbt_ray.storage import write_whole
 
 RESOLVED = "config.json"
 FIXED_SECTIONS = ("data", "mix", "model", "train")
@@ -31,18 +32,22 @@ def claim_folder(run_dir: Path, config: Config, root: str) -> None:
     resolved = config.model_dump(mode="json") | {"corpus": root}
     path = run_dir / RESOLVED
     if path.exists():
-        before, now = _fixed(json.loads(path.read_text(encoding="utf-8"))), _fixed(resolved)
-        for key in sorted(before.keys() | now.keys()):
-            if before.get(key) != now.get(key):
-                raise ConfigError(
-                    f"run.name {config.run.name!r}, {key}",
-                    now.get(key),
-                    f"{before.get(key)}, with which the run in {run_dir} was started",
-                    "Choose another run.name, or the old value to resume.",
-                )
-    unfinished = path.with_suffix(".partial")
-    unfinished.write_text(json.dumps(resolved, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+        check_unchanged(
+            _fixed(json.loads(path.read_text(encoding="utf-8"))),
+            _fixed(resolved),
+            f"run.name {config.run.name!r}",
+            f"the run in {run_dir}",
+            "Choose another run.name, or the old value to resume.",
+        )
+    write_whole(path, json.dumps(resolved, indent=2, ensure_ascii=False) + "\n")
+
+
+def check_unchanged(before: Mapping[str, Any], now: Mapping[str, Any], name: str, started: str, fix: str) -> None:
+    """Raise ConfigError, with both values, for the first setting that is not what something was started with."""
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            expected = f"{before.get(key)}, with which {started} was started"
+            raise ConfigError(f"{name}, {key}", now.get(key), expected, fix)
 
 
 def fixed_settings(config: Config) -> dict[str, Any]:
