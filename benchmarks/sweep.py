@@ -3,8 +3,9 @@
     python benchmarks/sweep.py jobs/configs/sweep-sample.yaml [--set search.trials=6 ...]
 
 Time of the sweep: the whole command, from reading the file to the finished report, with the start of Ray, the last
-trials that run alone and the evaluation of the best model. Time of a trial: from the call of its function to its end,
-as Ray Tune measures it, with the start of its workers. ratio = seconds of the sweep · places / Σ seconds of trials.
+trials that run alone and the evaluation of the best model. Time of a trial: from the start of its process to its last
+report, with the start of its workers, as training it by itself would take in a Ray that is there already.
+ratio = seconds of the sweep · places / Σ seconds of trials.
 """
 
 from __future__ import annotations

@@ -65,13 +65,12 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-@pytest.fixture
-def head(tmp_path: Path) -> Iterator[dict[str, str]]:
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A Ray head of our own on free ports, with token authentication; gives the environment of a job's submitter."""
     env = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "HBT_RAY_HOME": str(tmp_path),
         "PATH": f"{BIN}:{os.environ['PATH']}",  # the job's `python` is the one the head finds
     }
     dashboard = free_port()
@@ -79,7 +78,7 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
         str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=4", f"--port={free_port()}",
         f"--dashboard-port={dashboard}", "--node-ip-address=127.0.0.1", "--disable-usage-stats",
     ]  # fmt: skip
-    with (tmp_path / "head.log").open("w") as log:
+    with (tmp_path_factory.mktemp("head") / "head.log").open("w") as log:
         process = subprocess.Popen(start, env={**os.environ, **env}, stdout=log, stderr=log)
         address = f"http://127.0.0.1:{dashboard}"
         try:
@@ -95,14 +94,21 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
             Path("/tmp/ray/ray_current_cluster").unlink(missing_ok=True)
 
 
-def test_a_submitted_job_trains_and_is_in_mlflow(head: dict[str, str], tmp_path: Path) -> None:
-    """`ray job submit -- python jobs/train.py` succeeds; its run and model are in the MLflow store."""
+def submitted(head: dict[str, str], home: Path, *job: str) -> None:
+    """`ray job submit` of one of our scripts, which must succeed; its output folder is below `home`."""
     done = command(
-        "ray", "job", "submit", "--address", head["RAY_API_SERVER_ADDRESS"], "--working-dir", ".", "--",
-        "python", "jobs/train.py", "jobs/configs/sample.yaml", "--set", "train.steps=40",
-        "--set", "train.validate_every=20", env=head,
+        "ray", "job", "submit", "--address", head["RAY_API_SERVER_ADDRESS"], "--working-dir", ".",
+        "--runtime-env-json", json.dumps({"env_vars": {"HBT_RAY_HOME": str(home)}}), "--", "python", *job, env=head,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_submitted_job_trains_and_is_in_mlflow(head: dict[str, str], tmp_path: Path) -> None:
+    """`ray job submit -- python jobs/train.py` succeeds; its run and model are in the MLflow store."""
+    submitted(
+        head, tmp_path, "jobs/train.py", "jobs/configs/sample.yaml", "--set", "train.steps=40",
+        "--set", "train.validate_every=20",
+    )  # fmt: skip
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
@@ -117,13 +123,11 @@ def test_a_submitted_job_trains_and_is_in_mlflow(head: dict[str, str], tmp_path:
 
 def test_a_submitted_sweep_is_one_parent_with_its_trials(head: dict[str, str], tmp_path: Path) -> None:
     """`ray job submit -- python jobs/sweep.py`: two trials below one MLflow run, the better one's model registered."""
-    done = command(
-        "ray", "job", "submit", "--address", head["RAY_API_SERVER_ADDRESS"], "--working-dir", ".", "--",
-        "python", "jobs/sweep.py", "jobs/configs/sweep-sample.yaml", "--set", "search.trials=2",
+    submitted(
+        head, tmp_path, "jobs/sweep.py", "jobs/configs/sweep-sample.yaml", "--set", "search.trials=2",
         "--set", "settings.train.steps=20", "--set", "settings.train.validate_every=10",
-        "--set", "settings.train.warmup_steps=5", "--set", "scheduler={name: none}", env=head,
+        "--set", "settings.train.warmup_steps=5", "--set", "scheduler={name: none}",
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
     from mlflow import MlflowClient
 
     folder = tmp_path / "runs" / "sample-sweep"

@@ -14,6 +14,7 @@ import json
 import math
 import random
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -39,6 +40,7 @@ DECIMALS = 4
 EXCHANGED = 0.25  # of the population, copied and overwritten after every interval
 RESAMPLED = 0.25  # of the copies; the α of the others moves up or down
 POINTER = "pointer.json"
+SECONDS = "seconds"  # reported by every trial: of its last attempt
 
 Schedule = tuple[tuple[int, float], ...]  # (step, α from it on): steps rise, neighbours differ
 
@@ -158,6 +160,7 @@ def population_trial(sampled: Mapping[str, Any], trial: PopulationTrial) -> None
     Raises:
         UserError, TrainingError, Interrupted: as `commands.train`.
     """
+    began = time.monotonic()  # its process, which other trials have used, is older
     checkpoint = tune.get_checkpoint()
     pointer = read_pointer(checkpoint) if checkpoint else None
     steps = trial.config.train.steps
@@ -166,6 +169,7 @@ def population_trial(sampled: Mapping[str, Any], trial: PopulationTrial) -> None
         done = pointer.step >= steps
         metrics = _plain(pointer.metrics if done else newest)
         row = {**metrics, "step": pointer.step, "score": trial.score(metrics), "done": done}
+        row[SECONDS] = time.monotonic() - began
         with TemporaryDirectory() as folder:
             pointer.write(Path(folder))
             tune.report(row, checkpoint=tune.Checkpoint.from_directory(folder))

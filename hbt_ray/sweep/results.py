@@ -11,7 +11,7 @@ from typing import Any
 from ray.tune.experiment import Trial
 
 from hbt_ray.sweep.objective import pareto_front, score
-from hbt_ray.sweep.population import final_settings, read_pointer
+from hbt_ray.sweep.population import SECONDS, final_settings, read_pointer
 from hbt_ray.sweep.settings import Pbt, SweepConfig
 from hbt_ray.sweep.space import chosen
 from hbt_ray.sweep.trial import MODEL, plain, run_name
@@ -28,7 +28,8 @@ Entry = dict[str, Any]
 def trial_entries(trials: Sequence[Trial], sweep: SweepConfig, runs: Path) -> list[Entry]:
     """Every trial as sweep.json has it; `runs` is the folder of the run folders.
 
-    Its seconds are those of its last attempt, from the start of its process to its last report.
+    Its seconds are those of its last attempt to its last report: from the start of its process, as `hbt-ray train`
+    has one, or of a population's member from its last exchange.
     """
     return [_entry(trial, sweep, runs) for trial in sorted(trials, key=lambda trial: str(trial.trial_id))]
 
@@ -84,7 +85,7 @@ def _entry(trial: Trial, sweep: SweepConfig, runs: Path) -> Entry:
         "score": score(metrics, weights) if metrics else None,
         "metrics": dict(metrics),
         "curve": points,
-        "seconds": trial.last_result.get("time_total_s", 0.0),
+        "seconds": trial.last_result.get(SECONDS, 0.0),
         "mlflow_run_id": _mlflow_run(name, runs),
         "model_dir": end.model_dir,
         "error": _reason(trial) if end.status == FAILED else None,

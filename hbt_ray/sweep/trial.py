@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 from ray import tune
 
 from hbt_ray.commands import train
 from hbt_ray.config import Config
 from hbt_ray.sweep.objective import score
-from hbt_ray.sweep.population import population_trial
+from hbt_ray.sweep.population import SECONDS, population_trial
 from hbt_ray.sweep.settings import Pbt, SweepConfig
 from hbt_ray.sweep.space import chosen
 from hbt_ray.tracking.runs import TRACKING_VARIABLE
@@ -115,4 +117,5 @@ def _plain_trial(trial: Trial, settings: Mapping[str, Any]) -> None:
 
 
 def _report(trial: Trial, step: int, metrics: Mapping[str, float], exported: Mapping[str, str]) -> None:
-    tune.report({**metrics, **exported, "step": step, "score": trial.score(metrics)})
+    seconds = time.time() - psutil.Process().create_time()
+    tune.report({**metrics, **exported, "step": step, "score": trial.score(metrics), SECONDS: seconds})
