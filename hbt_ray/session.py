@@ -59,6 +59,8 @@ def prepare_environment() -> None:
     for name, value in {
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # Trainings side by side come with many processes: a local Ray need not warn of them.
+        "RAY_worker_maximum_startup_concurrency": str(max(8, os.cpu_count() or 1)),
         "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads of idle processes would slow the others down ninefold
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how often reports of the workers are taken; steps wait for it
         "TQDM_DISABLE": "1",  # the libraries' own bars; progress of a run is shown by the command line

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hbt_ray.commands import BENCHMARK_FOLDER, corpus_root
-from hbt_ray.config import SAMPLE_ROOT, Config
+from hbt_ray.commands import corpus_root
+from hbt_ray.config import Config
 from hbt_ray.errors import UserError
 from hbt_ray.evaluation.benchmarks import load_benchmark
 from hbt_ray.mixing.source import training_source, validation_sources
@@ -100,9 +100,7 @@ def benchmark_data(study: StudyConfig, section: BenchmarkSection, out: Path) -> 
     """The folder of a benchmark's files; the embedded sample's lies below `out`."""
     data = section.data or study.data
     assert data is not None  # StudyConfig checked it
-    if data == SAMPLE_ROOT:
-        return Path(corpus_root(SAMPLE_ROOT, out)) / BENCHMARK_FOLDER
-    return Path(data).expanduser().absolute()
+    return Path(corpus_root(data, out))
 
 
 # --- start weights ---------------------------------------------------------------------------------------------------

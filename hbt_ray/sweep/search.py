@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from math import floor
@@ -41,8 +40,6 @@ ENVIRONMENT = {  # of a sweep, from before Ray starts
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
-    # Trials come with many processes: a local Ray need not warn of them.
-    "RAY_worker_maximum_startup_concurrency": str(max(8, os.cpu_count() or 1)),
 }
 
 Curves = Mapping[str, Sequence[Mapping[str, Any]]]  # trial id -> its validations: step, score

@@ -28,7 +28,6 @@ from hbt_ray.mixing.source import PlanSource, plan_languages, training_source, v
 from hbt_ray.mixing.stream import PlanPipeline
 from hbt_ray.model.encoder import EncoderSettings, check_folder, resolve_backbone, tokenizer_json
 from hbt_ray.model.export import model_hash, write_training
-from hbt_ray.model.scratch import build_scratch
 from hbt_ray.storage import Folder
 from hbt_ray.train.checkpoint import (
     EXPORT,
@@ -192,6 +191,8 @@ def prepare_backbone(config: Config, root: str, folder: Path) -> str:
         return resolve_backbone(config.model.backbone)
     target = folder / SCRATCH
     if not target.exists():
+        from hbt_ray.model.scratch import build_scratch  # seconds of imports that other backbones do without
+
         unfinished = folder / f"{SCRATCH}.partial"
         shutil.rmtree(unfinished, ignore_errors=True)
         texts = islice(_texts(training_source(config, root)), TOKENIZER_TEXTS)
