@@ -59,7 +59,7 @@ class HoldOutSection(Section):
     fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
     """Share of rows held out; 0 = no validation, no early stopping."""
     batches: Annotated[int, Field(ge=2)] = 8
-    """Validation batches, half of them X-X-mono, half mixed; the validation loss weighs the halves by α."""
+    """Validation batches, half X-X-mono, half X-Y, with mix.mixed X-X as many again; their loss weighs them by α."""
     seed: Annotated[int, Field(ge=0)] | None = None
     """Seed of the choice of documents; null = run.seed. Runs that are compared hold out the same."""
 

@@ -286,6 +286,18 @@ def test_validation_is_the_same_for_every_alpha(tmp_path: Path, alpha: float) ->
     assert sources == validation_sources(config(tmp_path, **{"mix.alpha": 0.3}), str(tmp_path))
 
 
+def test_a_mix_of_one_language_pairs_is_validated_by_such_batches_too(tmp_path: Path) -> None:
+    """Where training draws X-X batches, held-out ones are there beside those that all mixes share."""
+    write(tmp_path, "mt", ["de", "en"])
+    sources = validation_sources(config(tmp_path, **{"mix.alpha": 0.0, "mix.mixed": "X-X"}), str(tmp_path))
+    assert [(mode, source.mix.alpha, source.mix.mixed) for mode, source in sources.items()] == [
+        ("X-X-mono", 1.0, "X-Y"),
+        ("X-Y", 0.0, "X-Y"),
+        ("X-X", 0.0, "X-X"),
+    ]
+    assert {sources[mode].open().plan[0].mode for mode in sources} == set(sources)
+
+
 @pytest.mark.parametrize("corpus", [{"a": ["en"]}, {"a": ["en"], "b": ["de"]}, {"a": ["de", "en"]}], ids=str)
 def test_validation_without_parallel_languages(tmp_path: Path, corpus: dict[str, list[str]]) -> None:
     """Where no dataset has two of the languages, validation is X-X-mono only, and its plan opens."""

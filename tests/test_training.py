@@ -244,14 +244,23 @@ def test_more_workers_than_cpus_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("alpha", "expected"), [(1.0, [1.0, 0.0]), (0.25, [0.25, 0.75]), ({"points": [[0, 0.0], [9, 1.0]]}, [1.0, 1.0])]
+    ("mix", "expected"),
+    [
+        ({"alpha": 1.0}, {"X-X-mono": 1.0, "X-Y": 0.0}),
+        ({"alpha": 0.25}, {"X-X-mono": 0.25, "X-Y": 0.75}),
+        ({"alpha": {"points": [[0, 0.0], [9, 1.0]]}}, {"X-X-mono": 1.0, "X-Y": 1.0}),
+        ({"alpha": 0.0, "mixed": "X-X"}, {"X-X-mono": 0.0, "X-Y": 0.0, "X-X": 1.0}),
+        ({"alpha": 0.25, "mixed": "X-X"}, {"X-X-mono": 0.25, "X-Y": 0.0, "X-X": 0.75}),
+        ({"alpha": {"points": [[0, 0.0], [9, 1.0]]}, "mixed": "X-X"}, {"X-X-mono": 1.0, "X-Y": 0.0, "X-X": 1.0}),
+    ],
+    ids=str,
 )
 def test_validation_weighs_modes_as_training_draws_them(
-    alpha: object, expected: list[float], toy_config: Config
+    mix: dict[str, Any], expected: dict[str, float], toy_config: Config
 ) -> None:
-    """X-X-mono counts α, X-Y 1 - α; under a schedule both count alike."""
-    config = toy_config.replaced({"mix.alpha": alpha})
-    assert list(validation_weights(config, ["X-X-mono", "X-Y"]).values()) == expected
+    """X-X-mono counts α, the mixed batches of training 1 - α; under a schedule both count alike; others not at all."""
+    config = toy_config.replaced({f"mix.{key}": value for key, value in mix.items()})
+    assert validation_weights(config, list(expected)) == expected
 
 
 def test_until_and_begin_join_to_the_schedule_in_one_run(

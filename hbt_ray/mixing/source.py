@@ -71,15 +71,18 @@ def training_source(config: Config, root: str) -> PlanSource:
 def validation_sources(config: Config, root: str) -> dict[str, PlanSource]:
     """Sources of the held-out batches by mode, the same for every α: X-X-mono, and X-Y where the corpus can make it.
 
-    Empty when nothing is held out.
+    A mix of X-X batches has these too. Empty when nothing is held out.
     """
     if config.data.hold_out.fraction == 0:
         return {}
     base = training_source(config, root)
-    sources = {
-        mode: replace(base, mix=MixSection(alpha=alpha, size_exponent=config.mix.size_exponent), split="validation")
-        for mode, alpha in (("X-X-mono", 1.0), ("X-Y", 0.0))
+    exponent = config.mix.size_exponent
+    mixes = {
+        "X-X-mono": MixSection(alpha=1.0, size_exponent=exponent),
+        "X-Y": MixSection(alpha=0.0, size_exponent=exponent),
+        config.mix.mixed: MixSection(alpha=0.0, size_exponent=exponent, mixed=config.mix.mixed),
     }
+    sources = {mode: replace(base, mix=mix, split="validation") for mode, mix in mixes.items()}
     datasets = open_corpus(Folder(root), base.datasets)
     languages = plan_languages(datasets, base.languages)
     if not any(len(set(dataset.manifest.languages).intersection(languages)) > 1 for dataset in datasets):

@@ -268,7 +268,7 @@ def _trainer(job: Job, root: str, checkpoints: Folder, metrics: Path) -> TorchTr
     }
     for mode, source in validation.items():
         source.open()
-        pipeline = PlanPipeline(source, tokens, tokenizer, 0, config.data.hold_out.batches // len(validation))
+        pipeline = PlanPipeline(source, tokens, tokenizer, 0, config.data.hold_out.batches // min(2, len(validation)))
         datasets[f"validation/{mode}"] = partial(_same, pipeline)
     resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": 1.0} if cluster.gpu else {})
     return TorchTrainer(
@@ -295,11 +295,12 @@ def _trainer(job: Job, root: str, checkpoints: Folder, metrics: Path) -> TorchTr
 def validation_weights(config: Config, modes: Sequence[str]) -> dict[str, float]:
     """Weight of each held-out mode in the validation loss: as often as training draws it, equal under a schedule."""
     alpha = config.mix.alpha
-    if not isinstance(alpha, float):
-        return dict.fromkeys(modes, 1.0)
-    share = {"X-X-mono": alpha}
-    weights = {mode: share.get(mode, 1.0 - alpha) for mode in modes}
-    return weights if any(weights.values()) else dict.fromkeys(modes, 1.0)
+    drawn = {"X-X-mono": alpha, config.mix.mixed: 1.0 - alpha} if isinstance(alpha, float) else {}
+    weights = {mode: drawn.get(mode, 0.0) for mode in modes}
+    if any(weights.values()):
+        return weights
+    trained = {"X-X-mono", config.mix.mixed}
+    return {mode: float(mode in trained) for mode in modes}
 
 
 def _missing_steps(
