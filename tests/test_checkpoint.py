@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ from hbt_ray.train.checkpoint import (
     newest_intact,
     restore,
 )
+from hbt_ray.train.control import interrupted_by_sigterm
 from hbt_ray.train.metrics_log import append, complete, cut_unfinished_line
 from hbt_ray.train.retention import Retention, best_export, mend_record, prune
 
@@ -374,6 +376,33 @@ def _terminated_twice(asked: list[float]) -> None:
     assert asked
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(5)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("waiting", ["ray.wait", "ray.get", "time.sleep"])
+def test_sigterm_ends_what_waits_for_ray(waiting: str) -> None:
+    """A sweep or a study spends its time in calls of Ray, which swallow most of what a signal handler raises."""
+    import ray
+
+    @ray.remote(num_cpus=0)
+    def endless() -> None:
+        time.sleep(120)
+
+    task = endless.remote()
+    calls = {
+        "ray.wait": lambda: ray.wait([task], timeout=30),
+        "ray.get": lambda: ray.get(task, timeout=30),
+        "time.sleep": lambda: time.sleep(30),
+    }
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    began = time.monotonic()
+    with pytest.raises(Interrupted), interrupted_by_sigterm():
+        calls[waiting]()
+    assert time.monotonic() - began < 15
+    assert signal.getsignal(signal.SIGTERM) is before
+    ray.cancel(task, force=True)
 
 
 # --- a killed command ------------------------------------------------------------------------------------------------

@@ -110,13 +110,12 @@ def interrupted_by_sigterm() -> Iterator[None]:
 
     def on_sigterm(number: int, frame: object) -> None:
         asked.set()
-        raise Interrupted
+        raise KeyboardInterrupt  # in the middle of its calls Ray passes this on, and swallows every other error
 
     handler = signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield
-    except Exception as error:
-        # Python and Ray make another error of what a signal handler raises in the middle of Ray's calls.
+    except (KeyboardInterrupt, Exception) as error:
         if asked.is_set():
             raise Interrupted from None
         if isinstance(error, SystemError) and isinstance(error.__cause__, KeyboardInterrupt):
