@@ -7,14 +7,18 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from hbt_ray.corpus.formats import FORMATS
 from hbt_ray.errors import HbtError, Interrupted, UserError
 from hbt_ray.session import prepare_environment
+
+if TYPE_CHECKING:
+    from hbt_ray.corpus.shards import Manifest
 
 USER_MISTAKE = 2
 OUR_FAILURE = 1
@@ -137,21 +141,26 @@ def import_squad_mt(
     """SQuAD-format files of several languages, joined by question id."""
     from hbt_ray import commands
 
-    manifest, imported = commands.import_squad_mt(source, english, exclude or [], out, dataset)
-    languages = list(imported.languages)
+    manifest = commands.import_squad_mt(source, english, exclude or [], out, dataset)
     _print_table(
         "Usable pairs (row: language of the question, column: language of the passage)",
-        ["", *languages],
-        [[lang, *row] for lang, row in zip(languages, commands.pair_table(imported), strict=True)],
+        ["", *manifest.languages],
+        [[lang, *row] for lang, row in zip(manifest.languages, commands.pair_table(out, dataset), strict=True)],
     )
+    _print_imported(manifest, out)
+
+
+def _print_imported(manifest: Manifest, out: str) -> None:
     _print_manifests([manifest])
-    print(f"{len(imported.rejected):,} rows dropped, with reasons, in {out}/{dataset}/rejected/rejected.jsonl")
+    rejected = sum(manifest.provenance["rejected"].values())
+    if rejected:
+        print(f"{rejected:,} rows left out, with reasons, in {out}/{manifest.dataset}/rejected/import.jsonl")
 
 
 def _import_records(source: Path, dataset: str, out: str) -> None:
     from hbt_ray import commands
 
-    _print_manifests([commands.import_records(source, out, dataset)])
+    _print_imported(commands.import_records(source, out, dataset), out)
 
 
 RecordsFile = Annotated[Path, typer.Option("--source", metavar="FILE", help="pair_id, language, query, passage rows.")]
@@ -167,6 +176,196 @@ def import_jsonl(source: RecordsFile, dataset: DatasetName, out: OutFolder) -> N
 def import_parquet(source: RecordsFile, dataset: DatasetName, out: OutFolder) -> None:
     """A Parquet file, one row per (pair_id, language)."""
     _import_records(source, dataset, out)
+
+
+SourcePath = Annotated[Path, typer.Option("--source", metavar="PATH", help="File or folder, `.gz` or not.")]
+Negatives = Annotated[int | None, typer.Option("--negatives", min=0, help="Hard negatives of a pair, at most.")]
+Split = Annotated[str | None, typer.Option("--split", help="train, dev or test.")]
+
+
+def _import_format(name: str, source: Path, dataset: str, out: str, **options: Any) -> None:
+    from hbt_ray import commands
+
+    _print_imported(commands.import_format(name, source, out, dataset, **options), out)
+
+
+def _add_format(name: str, negatives: bool) -> None:
+    """A command for a format that has no options of its own but, perhaps, hard negatives."""
+    if negatives:
+
+        def command(source: SourcePath, dataset: DatasetName, out: OutFolder, negatives: Negatives = None) -> None:
+            _import_format(name, source, dataset, out, negatives=negatives)
+    else:
+
+        def command(source: SourcePath, dataset: DatasetName, out: OutFolder) -> None:  # type: ignore[misc]
+            _import_format(name, source, dataset, out)
+
+    importing.command(name, help=FORMATS[name])(command)
+
+
+for _name in ("dpr-nq", "entity-questions", "wikiqa"):
+    _add_format(_name, negatives=True)
+for _name in ("belebele", "duorc", "mfaq", "yahoo-qa"):
+    _add_format(_name, negatives=False)
+
+
+@importing.command("mmarco", help=FORMATS["mmarco"])
+def import_mmarco(
+    source: SourcePath,
+    dataset: DatasetName,
+    out: OutFolder,
+    negatives: Negatives = None,
+    languages: Annotated[str | None, typer.Option("--languages", help="Codes, such as de,fr; default all.")] = None,
+    scratch: Annotated[Path | None, typer.Option("--scratch", metavar="DIR", help="For temporary files.")] = None,
+) -> None:
+    """Collections, queries and triples."""
+    codes = languages.split(",") if languages else None
+    _import_format("mmarco", source, dataset, out, negatives=negatives, languages=codes, scratch=scratch)
+
+
+@importing.command("mr-tydi", help=FORMATS["mr-tydi"])
+def import_mr_tydi(
+    source: SourcePath, dataset: DatasetName, out: OutFolder, negatives: Negatives = None, split: Split = None
+) -> None:
+    """A language's folder, or a folder of them."""
+    _import_format("mr-tydi", source, dataset, out, negatives=negatives, split=split)
+
+
+@importing.command("newsqa", help=FORMATS["newsqa"])
+def import_newsqa(source: SourcePath, dataset: DatasetName, out: OutFolder, split: Split = None) -> None:
+    """One JSON or CSV file."""
+    _import_format("newsqa", source, dataset, out, split=split)
+
+
+@importing.command("squad", help=FORMATS["squad"])
+def import_squad(
+    source: SourcePath,
+    dataset: DatasetName,
+    out: OutFolder,
+    language: Annotated[str, typer.Option("--language", help="Code of the passages' language.")],
+    question_language: Annotated[
+        str | None, typer.Option("--question-language", help="Code, if it is another one than the passages'.")
+    ] = None,
+) -> None:
+    """A file of the SQuAD family."""
+    _import_format("squad", source, dataset, out, language=language, question_language=question_language)
+
+
+@importing.command("afriqa", help=FORMATS["afriqa"])
+def import_afriqa(
+    source: SourcePath,
+    dataset: DatasetName,
+    out: OutFolder,
+    splits: Annotated[list[str] | None, typer.Option("--split", help="train, dev or test; several allowed.")] = None,
+) -> None:
+    """Questions in African languages with passages in the pivot."""
+    _import_format("afriqa", source, dataset, out, splits=splits)
+
+
+@importing.command("hf-datasets", help=FORMATS["hf-datasets"])
+def import_hf_datasets(
+    source: SourcePath,
+    dataset: DatasetName,
+    out: OutFolder,
+    columns: Annotated[
+        list[str],
+        typer.Option("--column", metavar="OURS=THEIRS", help="query=, passage=, pair_id=, language=, group= ..."),
+    ],
+    language: Annotated[str | None, typer.Option("--language", help="Code, where no column has it.")] = None,
+    split: Split = None,
+) -> None:
+    """Columns of a saved dataset."""
+    from hbt_ray.settings_file import parsed_setting
+
+    named = dict(parsed_setting(column, "ours=theirs", "query=question") for column in columns)
+    _import_format("hf-datasets", source, dataset, out, columns=named, language=language, split=split)
+
+
+CorpusFolder = Annotated[str, typer.Argument(metavar="DIR", help="Corpus or dataset folder, local or s3://.")]
+
+
+@data.command("translate")
+def data_translate(
+    corpus: Annotated[str | None, typer.Option("--corpus", metavar="DIR", help="Corpus folder or s3://.")] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", metavar="NAME", help="What receives languages.")] = None,
+    source: Annotated[str | None, typer.Option("--from", metavar="CODE", help="Language to translate from.")] = None,
+    to: Annotated[str | None, typer.Option("--to", metavar="CODES", help="Languages to add: de,tr.")] = None,
+    model: Annotated[str | None, typer.Option("--model", metavar="DIR_OR_NAME", help="M2M100, NLLB, Marian.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", metavar="FILE", help="YAML with settings.")] = None,
+    settings: Settings = None,
+) -> None:
+    """Add machine-translated languages to a dataset; the same command goes on where it stopped."""
+    from hbt_ray import commands
+    from hbt_ray.progress import EncodingProgress
+
+    targets = to.split(",") if to else None
+    values = {"corpus": corpus, "dataset": dataset, "source": source, "targets": targets, "model": model}
+    with EncodingProgress("translate", 0) as progress:
+        result = commands.translate_dataset(config, values, settings or (), progress.texts)
+    _finish(result)
+
+
+@data.command("clean")
+def data_clean(corpus: CorpusFolder, out: OutFolder, settings: Settings = None) -> None:
+    """Write a cleaned copy: normalised texts, no pair twice, near-equal passages under one id."""
+    from hbt_ray import commands
+    from hbt_ray.settings_file import parsed_setting
+
+    asked = dict(parsed_setting(setting, "key=value", "near_query=0.95") for setting in settings or ())
+    cleaned = commands.clean_corpus(corpus, out, asked)
+    _print_manifests([one.manifest for one in cleaned])
+    for one in cleaned:
+        for reason, count in sorted(one.rejected.items()):
+            print(f"{one.manifest.dataset}: {count:,} left out, {reason}")
+
+
+@data.command("describe")
+def data_describe(
+    corpus: CorpusFolder,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a page.")] = None,
+) -> None:
+    """Sizes, languages, missing cells, lengths, samples."""
+    from hbt_ray import commands
+    from hbt_ray.description.page import summary, table_rows
+
+    for description in commands.describe_corpus(corpus, html):
+        header, rows = table_rows(description)
+        _print_table(description.name, list(header), [list(row) for row in rows])
+        for line in summary(description):
+            print(line)
+
+
+@data.command("leakage")
+def data_leakage(
+    corpus: CorpusFolder,
+    benchmark: Annotated[str, typer.Option("--benchmark", metavar="NAME", help="As `evaluate` takes it.")],
+    folder: Annotated[Path, typer.Option("--data", metavar="DIR", help="Folder of the benchmark's files.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The report.")] = Path("leakage.json"),
+    accept: Annotated[
+        list[str] | None, typer.Option("--accept", metavar="REASON", help="Accept what is found.")
+    ] = None,
+    languages: Annotated[list[str] | None, typer.Option("--language", help="Of the benchmark; default all.")] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Of the benchmark, where it has several.")] = None,
+) -> None:
+    """Find evaluation data in training shards; exit code 0 clean or accepted, 3 leakage."""
+    from hbt_ray.leakage.check import check_leakage
+
+    report = check_leakage(corpus, benchmark, folder, out, accept=accept or (), languages=languages, split=split)
+    _print_table(
+        f"{benchmark}: {report.status}",
+        ["language", "questions found", "of", "candidates found", "of"],
+        [
+            [code, report.questions[code].found, report.questions[code].of, found.found, found.of]
+            for code, found in report.candidates.items()
+        ],
+    )
+    print(f"{len(report.articles):,} articles of the benchmark are training documents")
+    print(f"Report:   {out}")
+    print(f"Findings: {out.with_suffix('.findings.jsonl')}")
+    _finish(
+        {"status": report.status, "text": report.text_findings, "article": len(report.articles), "report": str(out)}
+    )
+    raise typer.Exit(report.exit_code)
 
 
 @data.command("validate")

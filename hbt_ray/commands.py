@@ -7,24 +7,31 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from hbt_ray.config import SAMPLE_ROOT, Config
-from hbt_ray.corpus.importers import RejectedRow, usable_pairs, write_rejected
 from hbt_ray.corpus.pairs import ParallelPair
 from hbt_ray.corpus.records import read_records
 from hbt_ray.corpus.sample import DATASETS, PROVENANCE, sample_pairs, write_sample_benchmark
-from hbt_ray.corpus.shards import Manifest, open_corpus, write_dataset
-from hbt_ray.corpus.squad_mt import SquadMtImport, read_squad_mt
+from hbt_ray.corpus.shards import Manifest, ShardedDataset, open_corpus
+from hbt_ray.corpus.squad_mt import read_squad_mt
 from hbt_ray.corpus.validate import validate
+from hbt_ray.corpus.writer import Rejections, write_pairs
 from hbt_ray.errors import ConfigError, Interrupted
 from hbt_ray.mixing.mixture import Mixture, realised_mixture
 from hbt_ray.mixing.source import training_source
+from hbt_ray.settings_file import checked
 from hbt_ray.storage import Folder
 
 if TYPE_CHECKING:  # imported where they are used: the command line starts light
+    from hbt_ray.corpus.cleaning import Cleaned
+    from hbt_ray.description import Description
     from hbt_ray.evaluation.benchmarks import Benchmark, Collection
     from hbt_ray.evaluation.embeddings import Embeddings
     from hbt_ray.evaluation.encoding import EncodingPool
@@ -68,7 +75,7 @@ def write_sample(out: str) -> list[Manifest]:
     """The embedded sample: training datasets below `out`, the held-out benchmark in `out`/benchmark."""
     pairs = sample_pairs()
     manifests = [
-        write_dataset(Folder(out), name, pairs[name], DATASETS[name].languages, PROVENANCE, rows_per_group=64)
+        write_pairs(Folder(out), name, pairs[name], DATASETS[name].languages, PROVENANCE, rows_per_group=64)
         for name in pairs
     ]
     write_sample_benchmark(Path(out) / BENCHMARK_FOLDER)
@@ -85,44 +92,84 @@ def corpus_root(root: str, out: Path) -> str:
     return str(folder)
 
 
-def import_squad_mt(
-    source: Path, english: Path, exclude: Sequence[Path], out: str, dataset: str
-) -> tuple[Manifest, SquadMtImport]:
-    """Join SQuAD-format files of several languages into one dataset; dropped rows go to `rejected/`."""
-    imported = read_squad_mt(source, english, exclude)
+def import_squad_mt(source: Path, english: Path, exclude: Sequence[Path], out: str, dataset: str) -> Manifest:
+    """Join SQuAD-format files of several languages into one dataset."""
     provenance = {
-        "source": f"SQuAD-format files joined by question id: {', '.join(imported.languages)}",
+        "source": "SQuAD-format files joined by question id",
         "excluded": [path.name for path in exclude],
         "notes": {"xquad-r": SQUAD_MT_NOTE},
     }
-    manifest = _write(out, dataset, imported.pairs, imported.languages, provenance)
-    _write_rejected(out, dataset, imported.rejected)
-    return manifest, imported
+    return import_pairs(out, dataset, partial(read_squad_mt, source, english, exclude), provenance)
 
 
 def import_records(source: Path, out: str, dataset: str) -> Manifest:
     """Write a JSONL or Parquet file of (pair_id, language, query, passage) rows as one dataset."""
-    pairs = read_records(source)
-    languages = sorted({lang for pair in pairs for lang in (*pair.query, *pair.passage)})
-    return _write(out, dataset, pairs, languages, {"source": source.name})
+    return import_pairs(out, dataset, partial(read_records, source), {"source": source.name})
 
 
-def _write(
-    out: str, dataset: str, pairs: Sequence[ParallelPair], languages: Sequence[str], provenance: Mapping[str, Any]
-) -> Manifest:
+Importer = Callable[..., Iterator[ParallelPair]]  # of a source that is known; takes `reject`
+
+
+def import_pairs(out: str, dataset: str, importer: Importer, provenance: Mapping[str, Any]) -> Manifest:
+    """Write what an importer yields as one dataset; what it leaves out goes to `rejected/import.jsonl` in it."""
     if not dataset or "/" in dataset:
         raise ConfigError("--dataset", repr(dataset), "a folder name", "Choose another name.")
-    return write_dataset(Folder(out), dataset, pairs, languages, provenance)
+    with Rejections(Folder(out) / dataset, "import") as reject:
+        pairs = importer(reject=reject)
+        return write_pairs(Folder(out), dataset, pairs, None, {**provenance, "rejected": reject.counts})
 
 
-def _write_rejected(out: str, dataset: str, rejected: Sequence[RejectedRow]) -> None:
-    if rejected:
-        write_rejected(rejected, Path(out) / dataset / "rejected" / "rejected.jsonl")
+def import_format(name: str, source: Path, out: str, dataset: str, **options: Any) -> Manifest:
+    """Write files of a published format (`corpus.formats.FORMATS`) as one dataset.
+
+    `options` are those of the format's `read_…` in hbt_ray/corpus/formats; one that is None keeps its default.
+    """
+    module = import_module(f"hbt_ray.corpus.formats.{name.replace('-', '_')}")
+    reader = getattr(module, f"read_{name.replace('-', '_')}")
+    given = {option: value for option, value in options.items() if value is not None}
+    return import_pairs(out, dataset, partial(reader, source, **given), {"source": source.name, "format": name})
 
 
-def pair_table(imported: SquadMtImport) -> list[list[int]]:
-    """Usable pairs, question language by passage language."""
-    return usable_pairs(imported.pairs, imported.languages).tolist()  # type: ignore[no-any-return]
+def translate_dataset(
+    config: Path | None,
+    values: Mapping[str, Any],
+    settings: Sequence[str],
+    on_progress: Callable[[int, int, str], None],
+) -> dict[str, Any]:
+    """Add machine-translated languages to a dataset; the same command translates only what is missing.
+
+    `values` are settings given by name (None: not given), over those of the file; `on_progress` is told (texts done,
+    texts in all, language).
+    """
+    from hbt_ray.translation.run import translate
+    from hbt_ray.translation.settings import translation_settings
+
+    return translate(translation_settings(config, values, settings), on_progress).summary()
+
+
+def clean_corpus(root: str, out: str, settings: Mapping[str, Any]) -> list[Cleaned]:
+    """Write a cleaned copy of every dataset below a folder."""
+    from hbt_ray.corpus.cleaning import CleaningSettings, clean
+
+    checked_settings = checked(CleaningSettings, settings, "--set")
+    return [clean(dataset, Folder(out), checked_settings) for dataset in open_corpus(Folder(root))]
+
+
+def describe_corpus(root: str, page: Path | None) -> list[Description]:
+    """What every dataset below a folder holds; with a page of it."""
+    from hbt_ray.description import describe, write_page
+
+    found = [describe(dataset) for dataset in open_corpus(Folder(root))]
+    if page is not None:
+        write_page(found, page)
+    return found
+
+
+def pair_table(out: str, dataset: str) -> list[list[int]]:
+    """Usable pairs of a dataset, question language by passage language."""
+    opened = ShardedDataset.open(Folder(out) / dataset)
+    bits = [opened.presence(lang) for lang in opened.manifest.languages]
+    return [[int(np.bitwise_count(query & passage).sum()) for _, passage in bits] for query, _ in bits]
 
 
 def validate_corpus(root: str) -> list[Manifest]:

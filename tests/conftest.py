@@ -17,7 +17,7 @@ import pytest
 
 from hbt_ray.config import Config
 from hbt_ray.corpus.pairs import ParallelPair
-from hbt_ray.corpus.shards import write_dataset
+from hbt_ray.corpus.writer import write_pairs
 from hbt_ray.session import prepare_environment
 from hbt_ray.storage import Folder
 
@@ -43,7 +43,7 @@ def toy_corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
             )
         )
     root = tmp_path_factory.mktemp("corpus")
-    write_dataset(Folder(str(root)), "toy", pairs, list(DIGITS), {"source": "tests"}, rows_per_group=64)
+    write_pairs(Folder(str(root)), "toy", pairs, list(DIGITS), {"source": "tests"}, rows_per_group=64)
     return str(root)
 
 

@@ -7,19 +7,39 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from hbt_ray.cli import run
 from hbt_ray.config import Config, load_config
+from hbt_ray.corpus import formats
 from hbt_ray.corpus.sample import write_sample_benchmark
 from hbt_ray.evaluation.benchmarks import load_benchmark
 from hbt_ray.evaluation.embeddings import Embeddings, save_embeddings
 from hbt_ray.study.settings import load_study
 from hbt_ray.sweep.settings import load_sweep
+from hbt_ray.translation.settings import translation_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "jobs" / "configs"
+FORMATS = ROOT / "tests" / "data" / "formats"
+FORMAT_OPTIONS = [
+    ["afriqa", "afriqa"],
+    ["belebele", "belebele"],
+    ["dpr-nq", "dpr_nq/biencoder-nq-train.json", "--negatives", "1"],
+    ["duorc", "duorc/SelfRC_train.json"],
+    ["entity-questions", "entity_questions"],
+    ["hf-datasets", "PARQUET", "--column", "query=question", "--column", "passage=text", "--language", "en"],
+    ["mfaq", "mfaq"],
+    ["mmarco", "mmarco", "--languages", "en,de"],
+    ["mr-tydi", "mr_tydi", "--split", "train"],
+    ["newsqa", "newsqa/combined-newsqa-data-v1.json"],
+    ["squad", "squad/dev-v2.0.json", "--language", "en"],
+    ["wikiqa", "wikiqa/WikiQA-train.tsv"],
+    ["yahoo-qa", "yahoo_qa/yahoo_answers_qa.csv"],
+]
 
 
 @pytest.fixture
@@ -61,7 +81,7 @@ def test_sample_writes_shards_that_validate(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_jsonl_import_round_trip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A JSONL file becomes a dataset that validates; a row with an empty query is named by file and line."""
+    """A JSONL file becomes a dataset that validates; a row with an empty query is left out and named by its line."""
     source = tmp_path / "pairs.jsonl"
     rows = [{"pair_id": "1", "language": lang, "query": f"q {lang}", "passage": f"p {lang}"} for lang in ("en", "de")]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -70,9 +90,71 @@ def test_jsonl_import_round_trip(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert run(["data", "validate", str(tmp_path / "c" / "mine")]) == 0
     source.write_text(source.read_text() + json.dumps(rows[0] | {"pair_id": "2", "query": " "}) + "\n")
     capsys.readouterr()
-    message = failing(arguments, capsys)
-    assert str(source) in message
-    assert "line 3" in message
+    assert run(arguments) == 0
+    assert "1 rows left out" in capsys.readouterr().out
+    rejected = json.loads((tmp_path / "c" / "mine" / "rejected" / "import.jsonl").read_text())
+    assert (rejected["file"], rejected["row"], rejected["reason"]) == ("pairs.jsonl", "3", "field query: text is blank")
+    assert run(["data", "validate", str(tmp_path / "c" / "mine")]) == 0
+
+
+@pytest.mark.parametrize("options", FORMAT_OPTIONS, ids=lambda options: options[0])
+def test_every_format_is_imported_by_its_command(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`data import FORMAT` on a file of that format writes a dataset that validates."""
+    name, source, *more = options
+    path = FORMATS / source
+    if source == "PARQUET":
+        path = tmp_path / "saved"
+        path.mkdir()
+        pq.write_table(pa.table({"question": ["Where?", "When?"], "text": ["Here.", "Now."]}), path / "train.parquet")
+    arguments = ["--source", str(path), "--dataset", "d", "--out", str(tmp_path), *more]
+    assert run(["data", "import", name, *arguments]) == 0
+    assert run(["data", "validate", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.rstrip().endswith("valid")
+
+
+def test_every_format_has_a_command() -> None:
+    """What is listed as a format is what the test above imports."""
+    assert {options[0] for options in FORMAT_OPTIONS} == set(formats.FORMATS)
+
+
+def test_clean_describe_and_leakage(benchmark_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A corpus with a question of the benchmark and a pair twice: cleaned, described, found out with exit code 3."""
+    (collection,) = load_benchmark("sample", benchmark_dir).collections
+    asked = collection.queries["en"]
+    rows = [
+        {"pair_id": "leaked", "language": "en", "query": asked.texts[0], "passage": "It is not known."},
+        {"pair_id": "one", "language": "en", "query": "Where is  it?", "passage": "It is here, in the middle."},
+        {"pair_id": "two", "language": "en", "query": "Where is it?", "passage": "It is here, in the middle."},
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    raw, clean = str(tmp_path / "raw"), str(tmp_path / "clean")
+    assert (
+        run(["data", "import", "jsonl", "--source", str(tmp_path / "rows.jsonl"), "--dataset", "d", "--out", raw]) == 0
+    )
+    assert run(["data", "clean", raw, "--out", clean]) == 0
+    assert json.loads((tmp_path / "clean" / "d" / "manifest.json").read_text())["rows_per_part"] == [2]
+    assert "near_qery" in failing(["data", "clean", raw, "--out", clean, "--set", "near_qery=1"], capsys)
+    page = tmp_path / "page.html"
+    assert run(["data", "describe", clean, "--html", str(page)]) == 0
+    assert "Where is it?" in page.read_text(encoding="utf-8")
+    report = tmp_path / "leakage.json"
+    leakage = ["data", "leakage", clean, "--benchmark", "sample", "--data", str(benchmark_dir), "--out", str(report)]
+    capsys.readouterr()
+    assert run(leakage) == 3
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (line["status"], json.loads(report.read_text())["questions"]["en"]["found"]) == ("leakage", 1)
+    assert run([*leakage, "--accept", "a test"]) == 0
+
+
+def test_translation_that_cannot_start_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No settings, a target that is the source, a folder that is no model."""
+    assert run(["data", "sample", "--out", str(tmp_path)]) == 0
+    translate = ["data", "translate", "--corpus", str(tmp_path), "--dataset", "countries", "--from", "en"]
+    assert "model" in failing([*translate, "--to", "fr"], capsys)
+    assert "en" in failing([*translate, "--to", "en", "--model", str(tmp_path)], capsys)
+    assert str(tmp_path) in failing([*translate, "--to", "fr", "--model", str(tmp_path)], capsys)
 
 
 def test_plan_prints_the_realised_mixture(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,7 +288,10 @@ def test_unknown_options_exit_with_two(capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_shipped_configurations_are_valid(path: Path) -> None:
-    """Every configuration in jobs/configs passes the checks; sweeps and studies have names that say so."""
+    """Every configuration in jobs/configs passes the checks; those of sweeps, studies and translations say so."""
+    if path.name.startswith("translate-"):
+        assert translation_settings(path, {"corpus": "somewhere"})
+        return
     load = {"sweep": load_sweep, "study": load_study}.get(path.name.partition("-")[0], load_config)
     settings = ["data=somewhere"] if load is load_study else []
     assert load(path, settings)

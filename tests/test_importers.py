@@ -1,9 +1,11 @@
-"""Importers: SQuAD translations joined by question id, and a user's own records in long form."""
+"""Importers: what they share, SQuAD translations joined by question id, a user's own records in long form."""
 
 import gzip
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,53 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import BaseModel
 
-from hbt_ray.corpus import squad_mt
-from hbt_ray.corpus.importers import RejectedRow, usable_pairs, write_rejected
+from hbt_ray.corpus import importers, records, squad_mt
+from hbt_ray.corpus.importers import (
+    RejectedRow,
+    json_items,
+    json_lines,
+    lines,
+    text_hash,
+    usable_pairs,
+    usable_text,
+)
 from hbt_ray.corpus.pairs import ParallelPair
 from hbt_ray.corpus.records import read_records
-from hbt_ray.corpus.squad_mt import SquadMtImport, read_squad_mt
+from hbt_ray.corpus.squad_mt import read_squad_mt
 from hbt_ray.errors import CorpusError
 
 SHARED_DATASETS = Path(__file__).resolve().parents[2] / "shared" / "datasets"
+
+
+@dataclass
+class Found:
+    """What an importer gave and what it left out."""
+
+    pairs: list[ParallelPair] = field(default_factory=list)
+    rejected: list[RejectedRow] = field(default_factory=list)
+
+    @property
+    def languages(self) -> set[str]:
+        return {code for pair in self.pairs for code in (*pair.query, *pair.passage)}
+
+    @property
+    def reasons(self) -> list[tuple[str, str]]:
+        return [(row.row, row.reason) for row in self.rejected]
+
+
+def squad_mt_found(source: Path, english: Path, exclude: Sequence[Path] = ()) -> Found:
+    found = Found()
+    found.pairs.extend(read_squad_mt(source, english, exclude, reject=found.rejected.append))
+    return found
+
+
+def records_found(source: Path) -> Found:
+    found = Found()
+    found.pairs.extend(read_records(source, reject=found.rejected.append))
+    return found
+
 
 Paragraph = tuple[str, dict[str, str]]  # context, question id -> question
 
@@ -69,7 +109,7 @@ def source(tmp_path: Path) -> Path:
     return folder
 
 
-def reasons(found: SquadMtImport, language: str) -> dict[str, str]:
+def reasons(found: Found, language: str) -> dict[str, str]:
     return {row.row: row.reason for row in found.rejected if row.language == language}
 
 
@@ -81,9 +121,9 @@ class TestReadSquadMt:
             squad(("Reyes", [("Jorge era rey.", {"q4": "¿Quién?"})]), ("Ríos", [("El Rin.", {"q2": "¿Qué río?"})])),
         )
 
-        found = read_squad_mt(source, english)
+        found = squad_mt_found(source, english)
 
-        assert found.languages == ("en", "es")
+        assert found.languages == {"en", "es"}
         assert found.pairs == [
             ParallelPair("q1", "0:0", "Rivers", {"en": "How long?"}, {"en": "The Rhine is long.", "es": "El Rin."}),
             ParallelPair(
@@ -104,21 +144,21 @@ class TestReadSquadMt:
         ]
         assert found.rejected == []
 
-    def test_english_first_then_sorted(self, source: Path) -> None:
-        """English leads, the other languages follow in alphabetical order, also when English is in the folder."""
+    def test_english_inside_the_folder(self, source: Path) -> None:
+        """English may be in the folder; files of other names are no data."""
         for language in ("zh", "da", "es"):
             write_json(source / f"{language}.json.gz", ENGLISH)
         (source / "README.md").write_text("not data")
         inside = write_json(source / "en.json.gz", ENGLISH)
 
-        assert read_squad_mt(source, inside).languages == ("en", "da", "es", "zh")
+        assert squad_mt_found(source, inside).languages == {"en", "da", "es", "zh"}
 
     def test_excluded_paragraphs_leave_every_language(self, english: Path, source: Path, tmp_path: Path) -> None:
         """A paragraph with an excluded question id goes in every language, with all its other questions."""
         write_json(source / "da.json", squad(("R", [("Rhinen.", {"q2": "Hvilken?"}), ("Nilen.", {"q3": "Hvor?"})])))
         benchmark = write_json(tmp_path / "xquad.json", squad(("Rivers", [("The Rhine is long.", {"q1": "?"})])))
 
-        found = read_squad_mt(source, english, [benchmark])
+        found = squad_mt_found(source, english, [benchmark])
 
         assert [pair.pair_id for pair in found.pairs] == ["q3", "q4"]
         assert reasons(found, "en") == {"q1": squad_mt.EXCLUDED, "q2": squad_mt.EXCLUDED, "0:0": squad_mt.EXCLUDED}
@@ -132,7 +172,7 @@ class TestReadSquadMt:
         )
         write_json(source / "da.json", content)
 
-        found = read_squad_mt(source, english)
+        found = squad_mt_found(source, english)
 
         assert found.rejected == [
             RejectedRow("da.json", "q2", "da", squad_mt.UNANSWERABLE, "Hvilken?"),
@@ -146,7 +186,7 @@ class TestReadSquadMt:
         """A paragraph whose questions belong to two English paragraphs is no translation of either."""
         write_json(source / "da.json", squad(("R", [("Begge.", {"q1": "En?", "q3": "To?"})])))
 
-        found = read_squad_mt(source, english)
+        found = squad_mt_found(source, english)
 
         assert dict.fromkeys(("q1", "q3", "0:0"), squad_mt.AMBIGUOUS) == reasons(found, "da")
         assert not any("da" in pair.passage or "da" in pair.query for pair in found.pairs)
@@ -156,9 +196,9 @@ class TestReadSquadMt:
         write_json(source / "tr-excluded.json.gz", squad(("N", [("Ren 2.", {"q2": "Hangi?"}), ("Nil.", {"q3": "?"})])))
         write_json(source / "tr.json.gz", squad(("N", [("Ren 1.", {"q1": "Ne kadar?"})])))
 
-        found = read_squad_mt(source, english)
+        found = squad_mt_found(source, english)
 
-        assert found.languages == ("en", "tr")
+        assert found.languages == {"en", "tr"}
         assert [pair.query.get("tr") for pair in found.pairs] == ["Ne kadar?", "Hangi?", "?", None]
         assert [pair.passage.get("tr") for pair in found.pairs] == ["Ren 1.", "Ren 1.", "Nil.", None]
         assert found.rejected == [
@@ -170,7 +210,7 @@ class TestReadSquadMt:
         write_json(source / "tr.json", squad(("N", [("Ren.", {"q1": "Ne kadar?"})])))
         write_json(source / "tr-excluded.json", squad(("N", [("Ren.", {"q2": "Hangi?"})])))
 
-        assert read_squad_mt(source, english).rejected == []
+        assert squad_mt_found(source, english).rejected == []
 
     def test_repeated_question_id(self, english: Path, source: Path) -> None:
         """Of two questions with one id the first counts, within a file and over the files of a language."""
@@ -179,7 +219,7 @@ class TestReadSquadMt:
         write_json(source / "da.json", content)
         write_json(source / "da-more.json", squad(("R", [("Rhinen.", {"q1": "tredje"})])))
 
-        found = read_squad_mt(source, english)
+        found = squad_mt_found(source, english)
 
         assert found.pairs[0].query["da"] == "først"
         assert [(r.file, r.text) for r in found.rejected] == [("da.json", "igen"), ("da-more.json", "tredje")]
@@ -192,7 +232,7 @@ class TestReadSquadMt:
             squad(("R", [(" \n", {"q1": "Hvor lang?", "q2": ""}), ("Nilen.", {"q3": "Hv\0or?"})])),
         )
 
-        found = read_squad_mt(source, english)
+        found = squad_mt_found(source, english)
 
         assert [pair.query.get("da") for pair in found.pairs[:3]] == ["Hvor lang?", None, None]
         assert [pair.passage.get("da") for pair in found.pairs[:3]] == [None, None, "Nilen."]
@@ -208,7 +248,7 @@ class TestReadSquadMt:
         english = write_json(tmp_path / "dev.json", content)
         write_json(source / "da.json", squad(("R", [("Rhinen.", {"q1": "Hvor?", "q2": "Hvorfor?"})])))
 
-        found = read_squad_mt(source, english)
+        found = squad_mt_found(source, english)
 
         assert [pair.pair_id for pair in found.pairs] == ["q1"]
         assert reasons(found, "en") == {"q2": squad_mt.UNANSWERABLE}
@@ -221,7 +261,7 @@ class TestReadSquadMt:
         write_json(source / "da.json", squad(("R", [("Rhinen.", {"q1": "Hvor?"})])))
         benchmark = write_json(tmp_path / "xquad.json", squad(("Rivers", [("The Rhine.", {"q2": "Why?"})])))
 
-        assert read_squad_mt(source, english, [benchmark]).pairs == []
+        assert squad_mt_found(source, english, [benchmark]).pairs == []
 
 
 class TestReadSquadMtErrors:
@@ -244,7 +284,7 @@ class TestReadSquadMtErrors:
         path = write_json(source / "da.json", content)
 
         with pytest.raises(CorpusError) as caught:
-            read_squad_mt(source, english)
+            squad_mt_found(source, english)
 
         assert (f"{path}, {place}", expected) == (caught.value.where, caught.value.expected)
 
@@ -264,7 +304,7 @@ class TestReadSquadMtErrors:
         (source / name).write_bytes(data)
 
         with pytest.raises(CorpusError) as caught:
-            read_squad_mt(source, english)
+            squad_mt_found(source, english)
 
         assert (str(source / name), expected) == (caught.value.where, caught.value.expected)
 
@@ -283,7 +323,7 @@ class TestReadSquadMtErrors:
             write_json(source / name, ENGLISH)
 
         with pytest.raises(CorpusError) as caught:
-            read_squad_mt(source, english)
+            squad_mt_found(source, english)
 
         assert str(caught.value.received).startswith(received)
 
@@ -293,7 +333,7 @@ class TestReadSquadMtErrors:
         gone = tmp_path / "gone.json"
         for arguments in ((gone, english, []), (source, gone, []), (source, english, [gone])):
             with pytest.raises(CorpusError) as caught:
-                read_squad_mt(*arguments)
+                squad_mt_found(*arguments)
             assert caught.value.where == str(gone)
 
     @pytest.mark.parametrize(
@@ -312,7 +352,7 @@ class TestReadSquadMtErrors:
         write_json(source / "da.json", ENGLISH)
 
         with pytest.raises(CorpusError) as caught:
-            read_squad_mt(source, english)
+            squad_mt_found(source, english)
 
         assert (f"{english}, {place}", received) == (caught.value.where, caught.value.received)
 
@@ -333,19 +373,6 @@ class TestUsablePairs:
     def test_no_pairs(self) -> None:
         """No pairs give a square of zeros."""
         assert usable_pairs([], ("en", "de")).tolist() == [[0, 0], [0, 0]]
-
-
-class TestWriteRejected:
-    def test_one_json_line_each(self, tmp_path: Path) -> None:
-        """Rows are written as readable UTF-8 JSON lines, below folders that are made for them."""
-        path = tmp_path / "a" / "b" / "rejected.jsonl"
-
-        write_rejected([RejectedRow("tr.json", "q1", "tr", "blank", "ğ\n"), RejectedRow("x", "2", "en", "r", "")], path)
-
-        lines = path.read_text(encoding="utf-8").split("\n")
-        assert lines[0] == '{"file": "tr.json", "row": "q1", "language": "tr", "reason": "blank", "text": "ğ\\n"}'
-        assert json.loads(lines[1]) == {"file": "x", "row": "2", "language": "en", "reason": "r", "text": ""}
-        assert lines[2:] == [""]
 
 
 Rows = list[dict[str, Any]]
@@ -391,7 +418,7 @@ class TestReadRecords:
             ],
         )
 
-        pairs = read_records(source)
+        pairs = records_found(source).pairs
 
         assert [pair.pair_id for pair in pairs] == ["b", "a"]
         assert pairs[0] == ParallelPair(
@@ -416,7 +443,7 @@ class TestReadRecords:
             ],
         )
 
-        first, second, third = read_records(source)
+        first, second, third = records_found(source).pairs
 
         assert first.passage_id == second.passage_id != third.passage_id
         assert [first.passage_id, third.passage_id] == [first.group, third.group]
@@ -427,20 +454,21 @@ class TestReadRecords:
         row = '{"pair_id": "1", "language": "en", "query": "q", "passage": "p"}'
         source.write_bytes(b"\xef\xbb\xbf" + row.encode() + b"\r\n\n  \nbroken\n")
 
-        with pytest.raises(CorpusError) as caught:
-            read_records(source)
+        found = records_found(source)
 
-        assert caught.value.where == f"{source}, line 4"
+        assert [pair.pair_id for pair in found.pairs] == ["1"]
+        assert found.rejected == [RejectedRow("data.jsonl", "4", "", "line is not JSON", "broken")]
 
     def test_line_separators_inside_a_text(self, tmp_path: Path) -> None:
         """Unicode line separators inside a text do not end a JSON line."""
         text = "a\u2028b\u0085c"
         source = write_jsonl(tmp_path, [{"pair_id": "1", "language": "en", "query": text, "passage": text}])
 
-        assert text == read_records(source)[0].query["en"]
+        assert text == records_found(source).pairs[0].query["en"]
 
 
 GOOD = {"pair_id": "1", "language": "en", "query": "q", "passage": "p"}
+TOO_LONG = "field query: text is longer than 1,000,000 characters"
 
 
 class TestReadRecordsErrors:
@@ -467,7 +495,7 @@ class TestReadRecordsErrors:
         unit = "row" if source.suffix == ".parquet" else "line"
 
         with pytest.raises(CorpusError) as caught:
-            read_records(source)
+            records_found(source)
 
         assert (f"{source}, {unit} 1{place}", received) == (caught.value.where, caught.value.received)
         assert caught.value.fix.startswith(fix)
@@ -478,51 +506,103 @@ class TestReadRecordsErrors:
         source = write(tmp_path, [{name: value for name, value in GOOD.items() if name != column}])
 
         with pytest.raises(CorpusError, match=rf" 1, {column}: got nothing"):
-            read_records(source)
+            records_found(source)
 
     @pytest.mark.parametrize("column", ["query", "passage"])
     def test_pair_without_query_or_passage(self, tmp_path: Path, write: Writer, column: str) -> None:
-        """A pair that has no query, or no passage, in any language could never be drawn and is refused."""
-        source = write(tmp_path, [GOOD, {**GOOD, "pair_id": "2", column: None}])
+        """The rows of a pair that has no query, or no passage, in any language are rejected; other pairs stay."""
+        lacking = {**GOOD, "pair_id": "2", column: None}
+        found = records_found(write(tmp_path, [GOOD, lacking, {**lacking, "language": "de"}]))
 
-        with pytest.raises(CorpusError, match=rf" 2: got pair_id '2' without a {column} in any language"):
-            read_records(source)
+        assert [pair.pair_id for pair in found.pairs] == ["1"]
+        assert found.reasons == [(row, f"pair has no {column} in any language") for row in ("2", "3")]
+
+    @pytest.mark.parametrize("column", ["query", "passage"])
+    def test_only_pair_without_query_or_passage(self, tmp_path: Path, write: Writer, column: str) -> None:
+        """Where no other pair is left, it is named."""
+        with pytest.raises(CorpusError, match=rf" 1: got pair_id '1' without a {column} in any language"):
+            records_found(write(tmp_path, [{**GOOD, column: None}]))
 
     def test_duplicate(self, tmp_path: Path, write: Writer) -> None:
-        """A second row of one pair in one language names both rows."""
-        source = write(tmp_path, [GOOD, {**GOOD, "language": "de"}, GOOD])
+        """Of two rows of one pair in one language the first counts, the second is rejected with its text."""
+        found = records_found(write(tmp_path, [GOOD, {**GOOD, "language": "de"}, {**GOOD, "query": "again"}]))
 
-        with pytest.raises(CorpusError, match=r" 3: got pair_id '1' in 'en' again, first in .* 1;"):
-            read_records(source)
+        assert found.pairs[0].query == {"en": "q", "de": "q"}
+        assert found.reasons == [("3", records.REPEATED)]
+        assert json.loads(found.rejected[0].text) == {**GOOD, "query": "again"}
 
     @pytest.mark.parametrize("column", ["passage_id", "group"])
     def test_rows_that_disagree(self, tmp_path: Path, write: Writer, column: str) -> None:
-        """Rows of one pair must not give two passage_ids or groups."""
-        source = write(tmp_path, [{**GOOD, column: "a"}, {**GOOD, "language": "de", column: "b"}])
+        """A row that gives its pair a second passage_id or group is rejected; one that gives none is not."""
+        rows = [
+            {**GOOD, column: "a"},
+            {**GOOD, "language": "de", column: "b"},
+            {**GOOD, "language": "tr", column: None},
+        ]
+        found = records_found(write(tmp_path, rows))
 
-        with pytest.raises(CorpusError, match=rf" 2: got {column} 'b' of pair_id '1'; expected 'a'"):
-            read_records(source)
+        assert found.reasons == [("2", f"{column} differs from that of the pair's earlier rows")]
+        assert set(found.pairs[0].query) == {"en", "tr"}
+        assert "a" in (found.pairs[0].passage_id, found.pairs[0].group)
 
     @pytest.mark.parametrize(
-        ("line", "received"),
+        ("line", "reason"),
         [
-            (b'{"pair_id": "2",', "Invalid JSON: EOF while parsing a value at column 16"),
-            ('{"pair_id": "ø"}'.encode("latin-1"), "Invalid JSON: invalid unicode code point at column"),
-            (json.dumps(GOOD).encode("utf-16"), "Invalid JSON"),
-            (b'{"pair_id": "\\ud800"}', "Invalid JSON"),
-            (b"[" * 100_000, "Invalid JSON: recursion limit exceeded"),
+            (b'{"pair_id": "2",', "line is not JSON"),
+            ('{"pair_id": "ø"}'.encode("latin-1"), "line is not UTF-8"),
+            (json.dumps(GOOD).encode("utf-16"), "line is not UTF-8"),
+            (b'{"pair_id": "\\ud800"}', "line is not JSON"),
+            (b"[" * 100_000, "line is not JSON"),
+            (b'{"pair_id": "2", "language": "en", "query": "' + b"a" * 10_000_000 + b'"}', TOO_LONG),
+            (b'{"pair_id": "2", "language": "xx", "query": "a", "passage": "b"}', "language is unknown"),
+            (b'{"pair_id": "2", "language": "en"}', "row has neither query nor passage"),
+            (b'{"pair_id": "2", "language": "en", "query": "a\\u0000"}', "field query: text holds a NUL character"),
+            (b'{"pair_id": "2", "language": "en", "nagatives": []}', "field nagatives: Extra inputs are not permitted"),
         ],
+        ids=range(10),
     )
-    def test_malformed_line(self, tmp_path: Path, line: bytes, received: str) -> None:
-        """A line that is no JSON or no UTF-8 is named with its number."""
+    def test_malformed_line(self, tmp_path: Path, line: bytes, reason: str) -> None:
+        """A line that is no JSON, no UTF-8 or no usable row is rejected with its number; the others go on."""
         source = tmp_path / "data.jsonl"
-        source.write_bytes(json.dumps(GOOD).encode() + b"\n" + line + b"\n")
+        good = json.dumps(GOOD).encode()
+        source.write_bytes(good + b"\n" + line + b"\n" + good.replace(b'"1"', b'"3"') + b"\n")
 
-        with pytest.raises(CorpusError) as caught:
-            read_records(source)
+        found = records_found(source)
 
-        assert (f"{source}, line 2", "valid JSON in UTF-8") == (caught.value.where, caught.value.expected)
-        assert str(caught.value.received).startswith(received)
+        assert [pair.pair_id for pair in found.pairs] == ["1", "3"]
+        assert found.reasons == [("2", reason)]
+
+    def test_all_lines_in_another_encoding(self, tmp_path: Path) -> None:
+        """A file in UTF-16 has no usable line: it is refused, and its lines are rejected with the reason."""
+        source = tmp_path / "data.jsonl"
+        source.write_bytes("".join(json.dumps(GOOD) + "\n" for _ in range(3)).encode("utf-16"))
+        rejected: list[RejectedRow] = []
+
+        with pytest.raises(CorpusError, match="expected valid JSON in UTF-8"):
+            list(read_records(source, reject=rejected.append))
+        assert "line is not UTF-8" in {row.reason for row in rejected}
+
+    def test_order_of_rows_does_not_matter_to_large_files(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Joined in buckets on disk, pairs and rejected rows are those of a join in memory, in another order."""
+        rows = [
+            {**GOOD, "pair_id": f"p{n % 50}", "language": code, "query": f"{code} {n % 50}", "group": f"g{n % 50 // 3}"}
+            for code in ("en", "de", "th")
+            for n in range(60)
+        ]
+        rows[70]["group"] = "another"
+        source = write_jsonl(tmp_path, rows)
+        small = records_found(source)
+        monkeypatch.setattr(records, "BUCKET_BYTES", source.stat().st_size // 7)
+        monkeypatch.setattr(records, "ROWS_AT_ONCE", 2)
+        large = records_found(source)
+
+        assert [pair.pair_id for pair in small.pairs] == [f"p{n}" for n in range(50)]
+        assert [pair.pair_id for pair in large.pairs] != [f"p{n}" for n in range(50)]
+        assert sorted(large.pairs, key=lambda pair: int(pair.pair_id[1:])) == small.pairs
+        assert sorted(large.reasons) == sorted(small.reasons)
+        assert Counter(reason for _, reason in small.reasons) == {records.REPEATED: 30, records.OTHER_GROUP: 1}
 
     @pytest.mark.parametrize(
         ("name", "data", "received"),
@@ -542,7 +622,7 @@ class TestReadRecordsErrors:
         source.write_bytes(data)
 
         with pytest.raises(CorpusError) as caught:
-            read_records(source)
+            records_found(source)
 
         assert caught.value.where == str(source)
         assert received in str(caught.value.received)
@@ -551,14 +631,14 @@ class TestReadRecordsErrors:
     def test_missing_file(self, tmp_path: Path, name: str) -> None:
         """A file that does not exist is named."""
         with pytest.raises(CorpusError, match=rf"{name}: got no such file"):
-            read_records(tmp_path / name)
+            records_found(tmp_path / name)
 
     def test_folder_instead_of_file(self, tmp_path: Path) -> None:
         """A folder with the right extension is refused."""
         (tmp_path / "data.parquet").mkdir()
 
         with pytest.raises(CorpusError, match="directory"):
-            read_records(tmp_path / "data.parquet")
+            records_found(tmp_path / "data.parquet")
 
     def test_parquet_without_rows(self, tmp_path: Path) -> None:
         """A Parquet file with columns but no rows is refused."""
@@ -566,7 +646,7 @@ class TestReadRecordsErrors:
         pq.write_table(pa.Table.from_pylist([GOOD]).slice(0, 0), source)
 
         with pytest.raises(CorpusError, match="no rows"):
-            read_records(source)
+            records_found(source)
 
     def test_parquet_text_that_is_not_utf8(self, tmp_path: Path) -> None:
         """Bytes in a Parquet text column that are not UTF-8 are refused with their place."""
@@ -576,7 +656,119 @@ class TestReadRecordsErrors:
         pq.write_table(table.set_column(2, "query", broken), source)
 
         with pytest.raises(CorpusError, match=r"row 1 or after: got .* Invalid UTF8 sequence at string index 1;"):
-            read_records(source)
+            records_found(source)
+
+
+class Row(BaseModel):
+    name: str
+    tags: list[int] = []
+
+
+class TestLines:
+    def test_lines_of_a_text_file(self, tmp_path: Path) -> None:
+        """Lines keep their numbers and tabs; byte order mark, line ends and blank lines go, also in a gzip file."""
+        data = "\ufeffa\t\r\n\n \t\nb\u2028c".encode()
+        for name, content in (("x.tsv", data), ("x.tsv.gz", gzip.compress(data))):
+            (tmp_path / name).write_bytes(content)
+            assert list(lines(tmp_path / name, pytest.fail, "en")) == [(1, "a\t"), (4, "b\u2028c")]
+
+    def test_line_that_is_not_utf8(self, tmp_path: Path) -> None:
+        """It is rejected with what can be read of it; the others go on."""
+        (tmp_path / "x").write_bytes("naïve\n".encode("latin-1") + b"ok\n")
+        rejected: list[RejectedRow] = []
+        assert list(lines(tmp_path / "x", rejected.append, "fr")) == [(2, "ok")]
+        assert rejected == [RejectedRow("x", "1", "fr", "line is not UTF-8", "na\ufffdve\n")]
+
+    def test_line_without_end(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A line above the limit is cut and rejected, one that just fits is not; numbers go on."""
+        monkeypatch.setattr(importers, "MAX_LINE_BYTES", 8)
+        (tmp_path / "x").write_bytes(b"1234567\n" + b"a" * 30 + b"\n" + b"12345678\n" + b"last")
+        rejected: list[RejectedRow] = []
+        assert list(lines(tmp_path / "x", rejected.append, "")) == [(1, "1234567"), (4, "last")]
+        assert [(row.row, row.reason, row.text) for row in rejected] == [
+            ("2", importers.LONG_LINE, "a" * 8),
+            ("3", importers.LONG_LINE, "12345678"),
+        ]
+
+    @pytest.mark.parametrize("data", [b"", b"\n \n", b"\xff\n"])
+    def test_file_without_lines(self, tmp_path: Path, data: bytes) -> None:
+        """A file without a usable line is refused by name."""
+        (tmp_path / "x").write_bytes(data)
+        with pytest.raises(CorpusError, match="/x: got no rows"):
+            list(lines(tmp_path / "x", lambda row: None, ""))
+
+
+class TestJson:
+    CONTENT = ({"name": "a"}, {"name": 7}, {"tags": []}, {"name": "b", "tags": [1, "x"]}, {"name": "c", "more": 1})
+    REASONS = (
+        ("2", "field name: Input should be a valid string"),
+        ("3", "field name: Field required"),
+        ("4", "field tags: Input should be a valid integer, unable to parse string as an integer"),
+    )
+
+    def test_lines(self, tmp_path: Path) -> None:
+        """Lines that are a row come with their number; the others are rejected, equal faults for equal reasons."""
+        path = tmp_path / "x.jsonl"
+        path.write_text("\n".join(map(json.dumps, self.CONTENT)) + "\n{", encoding="utf-8")
+        found = Found()
+        rows = list(json_lines(path, Row, found.rejected.append, "en"))
+        assert [(number, row.name) for number, row in rows] == [(1, "a"), (5, "c")]
+        assert found.reasons == [*self.REASONS, ("6", "line is not JSON")]
+
+    @pytest.mark.parametrize("packed", [False, True])
+    def test_items(self, tmp_path: Path, packed: bool) -> None:
+        """The same for the items of an array inside one big file, byte order mark or not, compressed or not."""
+        data = b"\xef\xbb\xbf" + json.dumps({"version": 1.5, "data": {"rows": self.CONTENT}}).encode()
+        path = tmp_path / ("x.json.gz" if packed else "x.json")
+        path.write_bytes(gzip.compress(data) if packed else data)
+        found = Found()
+        rows = list(json_items(path, "data.rows.item", Row, found.rejected.append, "en"))
+        assert [(number, row.name) for number, row in rows] == [(1, "a"), (5, "c")]
+        assert found.reasons == list(self.REASONS)
+        assert json.loads(found.rejected[0].text) == {"name": 7}
+
+    @pytest.mark.parametrize(
+        ("data", "where", "received"),
+        [
+            (b"", "x.json", "premature EOF"),
+            (b'[{"name": "a"}, {"na', "x.json, after item 1", "premature EOF"),
+            (b'[{"name": "\xff"}]', "x.json", "invalid bytes in UTF8"),
+            (b'[{"name": "a"}] and more', "x.json, after item 1", "trailing garbage"),
+            (b"[]", "x.json", "nothing at item"),
+            (b'{"data": [{"name": "a"}]}', "x.json", "nothing at item"),
+        ],
+    )
+    def test_file_that_is_no_array(self, tmp_path: Path, data: bytes, where: str, received: str) -> None:
+        """A file that breaks off, is no JSON or has no items there is named, with the last item that was read."""
+        (tmp_path / "x.json").write_bytes(data)
+        with pytest.raises(CorpusError) as caught:
+            list(json_items(tmp_path / "x.json", "item", Row, pytest.fail, "en"))
+        assert caught.value.where.endswith(where)
+        assert received in str(caught.value.received)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("\u202eabc", None),  # right-to-left marks are text
+        ("a" * 1_000_000, None),
+        ("a" * 1_000_001, "text is longer than 1,000,000 characters"),
+        ("\u3000\t", "text is blank"),
+        ("", "text is blank"),
+        ("a\0", "text holds a NUL character"),
+        ("a\ud800", "text holds half a surrogate pair"),
+        ("😀", None),
+    ],
+    ids=range(8),
+)
+def test_usable_text(text: str, reason: str | None) -> None:
+    """Blank, cut or endless texts have a reason to be rejected, marks and emoji have none."""
+    assert usable_text(text) == reason
+
+
+def test_text_hash() -> None:
+    """Equal texts have one name, others another; it is BLAKE2b's of 16 bytes, as it always was."""
+    assert text_hash("ü") == hashlib.blake2b("ü".encode(), digest_size=16).hexdigest() != text_hash("u")
 
 
 # The tables of the data's own description, counted there by a separate script.
@@ -598,10 +790,10 @@ USABLE_PAIRS = [  # row: language of the question, column: language of the passa
 
 
 @pytest.fixture(scope="module")
-def published() -> SquadMtImport:
+def published() -> Found:
     if not SHARED_DATASETS.is_dir():
         pytest.skip("needs the SQuAD translations in ../shared/datasets")
-    return read_squad_mt(
+    return squad_mt_found(
         SHARED_DATASETS / "squad-dev-mt",
         SHARED_DATASETS / "squad-en" / "dev.json.gz",
         [SHARED_DATASETS / "xquad-r" / "en.json.gz"],
@@ -609,30 +801,30 @@ def published() -> SquadMtImport:
 
 
 class TestPublishedTranslations:
-    def test_all_64_usable_pair_counts(self, published: SquadMtImport) -> None:
+    def test_all_64_usable_pair_counts(self, published: Found) -> None:
         """The published translations give every number of their table of usable pairs."""
         counts = usable_pairs(published.pairs, TABLE_LANGUAGES)
 
         assert counts.tolist() == USABLE_PAIRS
         assert (counts.trace(), counts.sum() - counts.trace()) == (47_848, 281_215)
 
-    def test_usable_questions_and_paragraphs(self, published: SquadMtImport) -> None:
+    def test_usable_questions_and_paragraphs(self, published: Found) -> None:
         """Usable questions and distinct paragraphs per language are those of the table."""
         pairs = published.pairs
         passages = [{p.passage_id for p in pairs if code in p.passage} for code in TABLE_LANGUAGES]
 
-        assert published.languages == ("en", "da", "es", "id", "it", "sv", "tr", "zh")
+        assert published.languages == set(TABLE_LANGUAGES)
         assert tuple(sum(code in p.query for p in pairs) for code in TABLE_LANGUAGES) == USABLE_QUESTIONS
         assert tuple(map(len, passages)) == USABLE_PARAGRAPHS
         assert len({pair.group for pair in pairs}) == 48
 
-    def test_questions_in_several_languages(self, published: SquadMtImport) -> None:
+    def test_questions_in_several_languages(self, published: Found) -> None:
         """9,253 questions exist in at least two languages, 1,127 in all eight."""
         languages = Counter(len(pair.query) for pair in published.pairs)
 
         assert (sum(languages.values()) - languages[1], languages[8]) == (9253, 1127)
 
-    def test_nothing_is_lost_silently(self, published: SquadMtImport) -> None:
+    def test_nothing_is_lost_silently(self, published: Found) -> None:
         """Per language, kept and rejected questions add up to the questions in its files."""
         kept = Counter(code for pair in published.pairs for code in pair.query)
         questions = Counter(row.language for row in published.rejected if ":" not in row.row)
@@ -643,13 +835,13 @@ class TestPublishedTranslations:
         assert tuple(kept[code] + questions[code] for code in TABLE_LANGUAGES) == IN_FILES
         assert tuple(kept[c] + questions[c] - unanswerable[c] for c in TABLE_LANGUAGES) == ANSWERABLE
 
-    def test_unplaced_paragraphs(self, published: SquadMtImport) -> None:
+    def test_unplaced_paragraphs(self, published: Found) -> None:
         """Paragraphs without a known id are rejected: the published counts, and Turkish ones left without questions."""
         unplaced = Counter(row.language for row in published.rejected if row.reason == squad_mt.UNPLACED)
 
         assert unplaced == {"it": 184, "zh": 21, "id": 10, "sv": 3, "tr": 562}
 
-    def test_no_benchmark_text_is_left(self, published: SquadMtImport) -> None:
+    def test_no_benchmark_text_is_left(self, published: Found) -> None:
         """No XQuAD question id and no XQuAD paragraph survives in any language that XQuAD has."""
         for code in ("en", "es", "tr", "zh"):
             content = json.loads(gzip.decompress((SHARED_DATASETS / "xquad-r" / f"{code}.json.gz").read_bytes()))

@@ -13,7 +13,8 @@ from tokenizers.processors import TemplateProcessing
 
 from hbt_ray.config import HoldOutSection, MixSection
 from hbt_ray.corpus.pairs import ParallelPair
-from hbt_ray.corpus.shards import ShardedDataset, write_dataset
+from hbt_ray.corpus.shards import ShardedDataset
+from hbt_ray.corpus.writer import write_pairs
 from hbt_ray.mixing.reader import SliceReader, StepRow, Tokenisation, passage_key, step_rows, text_key
 from hbt_ray.mixing.source import PlanSource
 from hbt_ray.storage import Folder
@@ -55,7 +56,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
             )
             for n in range(ROWS)
         ]
-        write_dataset(Folder(str(folder)), name, pairs, LANGUAGES, {}, rows_per_part=25, rows_per_group=7)
+        write_pairs(Folder(str(folder)), name, pairs, LANGUAGES, {}, rows_per_part=25, rows_per_group=7)
     return str(folder)
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from hbt_ray.config import Config
 from hbt_ray.corpus.pairs import ParallelPair
-from hbt_ray.corpus.shards import open_corpus, write_dataset
+from hbt_ray.corpus.shards import open_corpus
+from hbt_ray.corpus.writer import write_pairs
 from hbt_ray.errors import ConfigError
 from hbt_ray.evaluation.benchmarks import Benchmark
 from hbt_ray.evaluation.embeddings import Embeddings
@@ -112,7 +113,7 @@ def test_missing_texts_and_shared_passages(toy_config: Config, tmp_path: Path) -
         )
         for i in range(60)
     ]
-    write_dataset(Folder(str(tmp_path)), "some", pairs, ["de", "en", "fr"], {"source": "tests"}, rows_per_group=8)
+    write_pairs(Folder(str(tmp_path)), "some", pairs, ["de", "en", "fr"], {"source": "tests"}, rows_per_group=8)
     config = toy_config.replaced(
         {"data.root": str(tmp_path), "data.hold_out.fraction": 0.5, "data.languages": ["de", "en"]}
     )

@@ -24,9 +24,9 @@ from hbt_ray.corpus.shards import (
     open_corpus,
     part_name,
     presence_name,
-    write_dataset,
 )
 from hbt_ray.corpus.validate import validate
+from hbt_ray.corpus.writer import write_pairs
 from hbt_ray.errors import ConfigError, CorpusError
 from hbt_ray.storage import Folder
 
@@ -58,7 +58,7 @@ def incomplete_pairs(count: int) -> list[ParallelPair]:
 
 
 def written(folder: Path, pairs: Sequence[ParallelPair], name: str = "mt", **sizes: int) -> ShardedDataset:
-    write_dataset(Folder(str(folder)), name, pairs, LANGUAGES, PROVENANCE, **sizes)
+    write_pairs(Folder(str(folder)), name, pairs, LANGUAGES, PROVENANCE, **sizes)
     return ShardedDataset.open(Folder(str(folder / name)))
 
 
@@ -195,7 +195,7 @@ def test_manifest_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     dataset = written(tmp_path, incomplete_pairs(9), rows_per_part=5)
     assert names[-1] == MANIFEST
     assert sorted(names[:-1]) == sorted(dataset.manifest.files)
-    assert len(names) == 3 * 2 + 3 + 1 + 1  # parts, presence bits, groups, manifest
+    assert len(names) == 3 * 2 + 3 + 1 + 1 + 1  # parts, presence bits, groups, names of documents, manifest
     for name, checksum in dataset.manifest.files.items():
         assert sha256((tmp_path / "mt" / name).read_bytes()).hexdigest() == checksum
 
@@ -244,7 +244,7 @@ def test_pairs_that_cannot_be_written(tmp_path: Path, pairs: list[ParallelPair],
 def test_languages_that_cannot_be_written(tmp_path: Path, languages: tuple[str, ...]) -> None:
     """An unknown language, or one named twice, is refused with the dataset's name."""
     with pytest.raises(ConfigError, match="languages of mt"):
-        write_dataset(Folder(str(tmp_path)), "mt", [make_pair(1, ("en",), ("en",))], languages, PROVENANCE)
+        write_pairs(Folder(str(tmp_path)), "mt", [make_pair(1, ("en",), ("en",))], languages, PROVENANCE)
     assert files_of(tmp_path) == {}
 
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from hbt_ray.config import Config, HoldOutSection, MixSection
 from hbt_ray.corpus.pairs import ParallelPair
-from hbt_ray.corpus.shards import Manifest, ShardedDataset, open_corpus, write_dataset
+from hbt_ray.corpus.shards import Manifest, ShardedDataset, open_corpus
+from hbt_ray.corpus.writer import write_pairs
 from hbt_ray.errors import ConfigError, CorpusError
 from hbt_ray.mixing.source import (
     PlanSource,
@@ -38,7 +39,7 @@ def write(root: Path, name: str, languages: Sequence[str], rows: int = 120, grou
         query = {lang: f"question {n} {lang}" for lang in asked}
         passage = {lang: f"passage {n} {lang}" for lang in languages}
         pairs.append(ParallelPair(f"p{n}", f"s{n}", f"g{n % groups}", query, passage))
-    write_dataset(Folder(str(root)), name, pairs, languages, {}, rows_per_part=50, rows_per_group=16)
+    write_pairs(Folder(str(root)), name, pairs, languages, {}, rows_per_part=50, rows_per_group=16)
 
 
 def config(root: Path, **changes: object) -> Config:

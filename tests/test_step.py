@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from hbt_ray.config import Config, TrainSection
 from hbt_ray.corpus.pairs import ParallelPair
-from hbt_ray.corpus.shards import write_dataset
+from hbt_ray.corpus.writer import write_pairs
 from hbt_ray.mixing.reader import SliceReader, StepRow, Tokenisation, step_rows
 from hbt_ray.mixing.source import training_source
 from hbt_ray.model.encoder import load_encoder, tokenizer_json
@@ -49,7 +49,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
         query = {code: words(alphabet, 1, 6) for code, alphabet in letters.items()}
         pairs.append(ParallelPair(str(i), f"p{i // 2}", f"d{i}", query, passage, negatives))
     root = str(tmp_path_factory.mktemp("negatives"))
-    write_dataset(Folder(root), "toy", pairs, list(letters), {"source": "tests"}, rows_per_group=16)
+    write_pairs(Folder(root), "toy", pairs, list(letters), {"source": "tests"}, rows_per_group=16)
     return root
 
 

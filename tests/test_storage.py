@@ -13,8 +13,9 @@ from faulty_s3 import BUCKET, PASSING, FaultyS3, environment, serve
 
 from hbt_ray import storage
 from hbt_ray.corpus.pairs import ParallelPair
-from hbt_ray.corpus.shards import MANIFEST, open_corpus, part_name, write_dataset
+from hbt_ray.corpus.shards import MANIFEST, open_corpus, part_name
 from hbt_ray.corpus.validate import validate
+from hbt_ray.corpus.writer import write_pairs
 from hbt_ray.errors import ConfigError, CorpusError, ResourceError
 from hbt_ray.storage import Folder, Retries, s3_address
 
@@ -62,7 +63,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
 
 
 def write(folder: Folder) -> None:
-    write_dataset(folder, "mt", PAIRS, ["en", "de"], {"source": "made up"}, rows_per_part=6, rows_per_group=4)
+    write_pairs(folder, "mt", PAIRS, ["en", "de"], {"source": "made up"}, rows_per_part=6, rows_per_group=4)
 
 
 def test_files_come_back(folder: Folder) -> None:

@@ -18,8 +18,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 BASE = {"config", "errors", "languages", "session", "settings_file", "storage"}
 ALL = BASE | {
-    *("commands", "corpus", "evaluation", "mixing", "model"),
-    *("progress", "quickstart", "study", "sweep", "tracking", "train"),
+    *("commands", "corpus", "description", "evaluation", "leakage", "mixing", "model"),
+    *("progress", "quickstart", "study", "sweep", "tracking", "train", "translation"),
 }
 # A room is a folder of hbt_ray or a module beside them; it may always import itself and the version in hbt_ray.
 MAY_IMPORT = {
@@ -31,6 +31,9 @@ MAY_IMPORT = {
     "storage": {"errors"},
     "progress": set(),
     "corpus": BASE,
+    "translation": BASE | {"corpus", "model"},
+    "leakage": BASE | {"corpus", "evaluation"},
+    "description": BASE | {"corpus", "evaluation"},
     "mixing": BASE | {"corpus"},
     "model": BASE,
     "train": BASE | {"corpus", "mixing", "model"},

@@ -16,7 +16,7 @@ from scipy import stats
 
 from hbt_ray.config import Config
 from hbt_ray.corpus.pairs import ParallelPair
-from hbt_ray.corpus.shards import write_dataset
+from hbt_ray.corpus.writer import write_pairs
 from hbt_ray.errors import BenchmarkError, ConfigError
 from hbt_ray.evaluation.benchmarks import Benchmark, Collection, Qrels, Texts
 from hbt_ray.evaluation.comparison import compare
@@ -530,7 +530,7 @@ def test_one_document_more_or_less(tmp_path: Path, study_file: Callable[..., Pat
         ParallelPair(str(i), f"p{i}", f"d{i // 4}", {"en": f"q {i}", "de": f"f {i}"}, {"en": f"a {i}", "de": f"b {i}"})
         for i in range(80)
     ]
-    write_dataset(Folder(str(tmp_path / "c")), "tiny", pairs, ["en", "de"], {"source": "tests"}, rows_per_group=64)
+    write_pairs(Folder(str(tmp_path / "c")), "tiny", pairs, ["en", "de"], {"source": "tests"}, rows_per_group=64)
     study = load_study(study_file({"fractions": [0.1]}, {"data.hold_out.fraction": 0.0}))
     with pytest.raises(ConfigError, match="arm 'X-X-mono'"):
         check_runs(study, study_runs(study, str(tmp_path / "c"), tmp_path), str(tmp_path / "c"))

@@ -1,30 +1,44 @@
 """What all importers share: reading a user's file, naming its faults, and keeping a record of what was left out.
 
-An importer either raises CorpusError, because the file is not what it should be, or leaves a row out and says so
-in a RejectedRow. Nothing disappears silently.
+An importer either raises CorpusError, because the file is not what it should be, or leaves a row out and hands it to
+its `reject` as a RejectedRow. Nothing disappears silently.
 """
 
 from __future__ import annotations
 
+import codecs
 import gzip
+import hashlib
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import BinaryIO
+from typing import Annotated, BinaryIO, TypeVar
 
+import ijson  # type: ignore[import-untyped]
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
+from pydantic_core import PydanticCustomError
 
 from hbt_ray.corpus.pairs import ParallelPair
 from hbt_ray.errors import ConfigError, CorpusError
 from hbt_ray.languages import language
 
+MAX_TEXT_CHARACTERS = 1_000_000  # of one question or passage; more is a file that was read in a wrong way
+MAX_LINE_BYTES = 64 << 20  # a file without line ends must not end up in memory
+
+NOT_UTF8 = "line is not UTF-8"
+NOT_JSON = "line is not JSON"
+UNUSABLE = "unusable_text"  # pydantic type of this fault
+LONG_LINE = f"line is longer than {MAX_LINE_BYTES:,} bytes"
+
 _SHOWN_CHARACTERS = 120  # of a faulty value in a message
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +60,7 @@ class RejectedRow:
     text: str
 
 
-def write_rejected(rejected: Iterable[RejectedRow], path: Path) -> None:
-    """Write the rows as JSON lines in UTF-8, one object per row; parent folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for row in rejected:
-            file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
+Reject = Callable[[RejectedRow], None]
 
 
 def usable_pairs(pairs: Sequence[ParallelPair], languages: Sequence[str]) -> npt.NDArray[np.int64]:
@@ -69,11 +78,44 @@ def usable_pairs(pairs: Sequence[ParallelPair], languages: Sequence[str]) -> npt
 
 def text_fault(text: str) -> str | None:
     """What makes a text unfit for training, as "is ..." or "holds ...", or None when nothing does."""
-    if not text.strip():
+    if not text or text.isspace():
         return "is blank"
     if "\0" in text:
         return "holds a NUL character"
+    if len(text) > MAX_TEXT_CHARACTERS:
+        return f"is longer than {MAX_TEXT_CHARACTERS:,} characters"
+    if not text.isascii() and not _is_unicode(text):
+        return "holds half a surrogate pair"
     return None
+
+
+def usable_text(text: str) -> str | None:
+    """The reason to reject a text, "text is blank", or None when there is none."""
+    fault = text_fault(text)
+    return fault and f"text {fault}"
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether UTF-8 can hold the text: JSON can escape what is no character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _checked_text(text: str) -> str:
+    if fault := text_fault(text):
+        raise PydanticCustomError(UNUSABLE, "usable text (this {fault})", {"fault": fault})
+    return text
+
+
+UsableText = Annotated[str, AfterValidator(_checked_text)]  # for pydantic models of rows
+
+
+def text_hash(text: str) -> str:
+    """A name for a passage without one: 32 hexadecimal digits, the same for the same text."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def check_language(code: str, where: str) -> None:
@@ -98,6 +140,110 @@ def opened(path: Path) -> Iterator[BinaryIO | gzip.GzipFile]:
     except (OSError, EOFError, zlib.error) as error:
         expected = "a readable gzip file" if path.suffix == ".gz" else "a readable file"
         raise CorpusError(str(path), error, expected, "Check the path or copy the file again.") from error
+
+
+def lines(path: Path, reject: Reject, language: str) -> Iterator[tuple[int, str]]:
+    """The lines of a UTF-8 text file (`.gz` too), numbered from 1, without line end and byte order mark.
+
+    Blank lines are skipped. A line that is not UTF-8, or longer than MAX_LINE_BYTES, is rejected and the others go on.
+
+    Args:
+        path: the file.
+        reject: called with what is left out.
+        language: of the file, for `reject`.
+
+    Raises:
+        CorpusError: the file is absent, damaged, or has no line of text.
+    """
+    usable = False
+    with opened(path) as file:
+        for number, (line, cut) in enumerate(_byte_lines(file), start=1):
+            try:
+                text = line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n").decode()
+            except UnicodeDecodeError:
+                reason = LONG_LINE if cut else NOT_UTF8
+                reject(RejectedRow(path.name, str(number), language, reason, line.decode(errors="replace")))
+                continue
+            if cut:
+                reject(RejectedRow(path.name, str(number), language, LONG_LINE, text))
+            elif text and not text.isspace():
+                usable = True
+                yield number, text
+    if not usable:
+        raise CorpusError(str(path), "no rows", "lines of text in UTF-8", "Check that the file was written to its end.")
+
+
+def _byte_lines(file: BinaryIO | gzip.GzipFile) -> Iterator[tuple[bytes, bool]]:
+    """Every line, cut at MAX_LINE_BYTES, and whether it was cut."""
+    while line := file.readline(MAX_LINE_BYTES):
+        cut = len(line) == MAX_LINE_BYTES and not line.endswith(b"\n")
+        rest = line
+        while cut and rest and not rest.endswith(b"\n"):
+            rest = file.readline(MAX_LINE_BYTES)
+        yield line, cut
+
+
+def json_lines(path: Path, model: type[Model], reject: Reject, language: str) -> Iterator[tuple[int, Model]]:
+    """The lines of a JSON lines file that pydantic takes for a `model`, with their numbers; see `lines`.
+
+    The others are rejected as "line is not JSON" or "field <name>: <what pydantic says>".
+    """
+    for number, text in lines(path, reject, language):
+        try:
+            row = model.model_validate_json(text)
+        except ValidationError as error:
+            reject(RejectedRow(path.name, str(number), language, invalid_reason(error), text))
+        else:
+            yield number, row
+
+
+def json_items(
+    path: Path, prefix: str, model: type[Model], reject: Reject, language: str
+) -> Iterator[tuple[int, Model]]:
+    """The items of an array in one big JSON file (`.gz` too) that pydantic takes for a `model`, numbered from 1.
+
+    One item is in memory at a time. Items that are no `model` are rejected and the others go on.
+
+    Args:
+        path: the file.
+        prefix: where the items stand, as ijson writes it: "item" in `[...]`, "data.item" in `{"data": [...]}`.
+        model: of one item.
+        reject: called with what is left out.
+        language: of the file, for `reject`.
+
+    Raises:
+        CorpusError: the file is absent, damaged, no JSON, or has no item there.
+    """
+    number = 0
+    with opened(path) as file:
+        if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+            file.seek(0)
+        try:
+            for number, item in enumerate(ijson.items(file, prefix, use_float=True), start=1):
+                try:
+                    row = model.model_validate(item)
+                except ValidationError as error:
+                    text = json.dumps(item, ensure_ascii=False)
+                    reject(RejectedRow(path.name, str(number), language, invalid_reason(error), text))
+                else:
+                    yield number, row
+        except (ijson.JSONError, UnicodeDecodeError) as error:
+            where = f"{path}, after item {number}" if number else str(path)
+            fault = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else str(error)
+            received = fault.partition("\n")[0]
+            raise CorpusError(where, received, "valid JSON in UTF-8", "Mend the file or save it as UTF-8.") from error
+    if not number:
+        raise CorpusError(str(path), f"nothing at {prefix}", "items there", "Check that this is the right file.")
+
+
+def invalid_reason(error: ValidationError) -> str:
+    """The first fault that pydantic found as the reason of a RejectedRow; equal faults give equal reasons."""
+    fault = error.errors(include_url=False)[0]
+    if fault["type"] == "json_invalid":
+        return NOT_JSON
+    fields = ".".join(str(step) for step in fault["loc"] if isinstance(step, str))
+    message = f"text {fault['ctx']['fault']}" if fault["type"] == UNUSABLE else fault["msg"]
+    return f"field {fields or 'top level'}: {message}"
 
 
 def invalid(where: str, error: ValidationError, fields: Iterable[str] = ()) -> CorpusError:

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -25,10 +24,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hbt_ray.corpus.pairs import ParallelPair
 from hbt_ray.errors import CorpusError
-from hbt_ray.languages import checked_codes, language
-from hbt_ray.storage import Folder, sha256
+from hbt_ray.languages import language
+from hbt_ray.storage import Folder
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -77,120 +75,6 @@ def part_name(lang: str, part: int) -> str:
 def presence_name(lang: str) -> str:
     """Relative path of a language's presence bits."""
     return f"presence.{lang}.npy"
-
-
-def write_dataset(
-    root: Folder,
-    dataset: str,
-    pairs: Sequence[ParallelPair],
-    languages: Sequence[str],
-    provenance: Mapping[str, Any],
-    *,
-    seed: int = 13,
-    rows_per_part: int = 65_536,
-    rows_per_group: int = 256,
-) -> Manifest:
-    """Write pairs as aligned shards, rows shuffled once by `seed`; the manifest comes last.
-
-    Raises:
-        CorpusError: no pairs, duplicate pair_id, empty text, a pair without query or passage in any language.
-        ConfigError: unknown language code.
-    """
-    folder = root / dataset
-    languages = checked_codes(languages, f"languages of {dataset}")
-    _check_pairs(dataset, pairs, languages)
-    order = np.random.default_rng(seed).permutation(len(pairs))
-    rows = [pairs[i] for i in order]
-    files: dict[str, str] = {}
-    folder.remove(MANIFEST)  # while an older import is replaced, the folder is not complete
-
-    def put(name: str, data: bytes) -> None:
-        folder.write(name, data)
-        files[name] = sha256(data)
-
-    starts = range(0, len(rows), rows_per_part)
-    for part, start in enumerate(starts):
-        for lang in languages:
-            chunk = rows[start : start + rows_per_part]
-            put(part_name(lang, part), _parquet_bytes(chunk, lang, rows_per_group))
-    usable = {}
-    for lang in languages:
-        bits = presence_bits(rows, lang)
-        put(presence_name(lang), _npy_bytes(bits))
-        usable[lang] = _usable(bits)
-    numbers = {name: number for number, name in enumerate(sorted({pair.group for pair in rows}))}
-    put(GROUPS, _npy_bytes(np.array([numbers[pair.group] for pair in rows], dtype=np.int32)))
-    manifest = Manifest(
-        dataset=dataset,
-        languages=languages,
-        rows_per_part=tuple(min(rows_per_part, len(rows) - start) for start in starts),
-        rows_per_group=rows_per_group,
-        groups=len(numbers),
-        seed=seed,
-        files=files,
-        usable=usable,
-        provenance=dict(provenance),
-    )
-    folder.write(MANIFEST, json.dumps(asdict(manifest), indent=2, ensure_ascii=False).encode())
-    return manifest
-
-
-def presence_bits(rows: Sequence[ParallelPair], lang: str) -> Bits:
-    """uint8 [2, ceil(len(rows) / 8)]: which rows have a query (row 0) and a passage (row 1) in the language."""
-    present = np.array([[lang in pair.query for pair in rows], [lang in pair.passage for pair in rows]])
-    return np.packbits(present, axis=1)
-
-
-def _usable(bits: Bits) -> dict[str, int]:
-    query, passage = bits
-    counts = {"queries": query, "passages": passage, "pairs": query & passage}
-    return {name: int(np.bitwise_count(packed).sum()) for name, packed in counts.items()}
-
-
-def _check_pairs(dataset: str, pairs: Sequence[ParallelPair], languages: Sequence[str]) -> None:
-    if not pairs:
-        raise CorpusError(dataset, "no pairs", "at least one query-passage pair", "Check the source.")
-    known = set(languages)
-    for pair in pairs:
-        where = f"{dataset}: pair {pair.pair_id!r}"
-        for name, texts in (("query", pair.query), ("passage", pair.passage)):
-            for lang, text in texts.items():
-                if lang not in known:
-                    raise CorpusError(where, f"{name} in {lang!r}", f"one of {', '.join(languages)}", "Add it.")
-                if not text.strip():
-                    raise CorpusError(
-                        f"{where}, {lang}", f"an empty {name}", "text", "Leave the cell out instead of empty."
-                    )
-        if not pair.query or not pair.passage:
-            missing = "passage" if pair.query else "query"
-            raise CorpusError(where, f"no {missing}", f"a {missing} in some language", "Drop the pair.")
-    twice = [pair_id for pair_id, n in Counter(pair.pair_id for pair in pairs).items() if n > 1]
-    if twice:
-        raise CorpusError(
-            f"{dataset}: pair_id", f"{twice[0]!r} more than once", "unique pair ids", "Remove or rename one."
-        )
-
-
-def _parquet_bytes(rows: Sequence[ParallelPair], lang: str, rows_per_group: int) -> bytes:
-    table = pa.table(
-        {
-            "pair_id": [pair.pair_id for pair in rows],
-            "query": [pair.query.get(lang) for pair in rows],
-            "passage": [pair.passage.get(lang) for pair in rows],
-            "passage_id": [pair.passage_id for pair in rows],
-            "negatives": [list(pair.negatives.get(lang, ())) for pair in rows],
-        },
-        schema=SCHEMA,
-    )
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, row_group_size=rows_per_group, compression="zstd")
-    return buffer.getvalue()
-
-
-def _npy_bytes(array: npt.NDArray[Any]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
 
 
 @dataclass(frozen=True)

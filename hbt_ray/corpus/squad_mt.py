@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from hbt_ray.corpus.importers import RejectedRow, check_language, invalid, opened, shown, text_fault
+from hbt_ray.corpus.importers import Reject, RejectedRow, check_language, invalid, opened, shown, text_fault
 from hbt_ray.corpus.pairs import ParallelPair
 from hbt_ray.errors import CorpusError
 
@@ -29,39 +29,30 @@ EXCLUDED = "paragraph holds a question of an excluded file"
 SECOND_TRANSLATION = "paragraph was translated before, in other words"
 
 
-@dataclass(frozen=True, slots=True)
-class SquadMtImport:
-    """What `read_squad_mt` found.
-
-    Args:
-        languages: English first, then the others sorted.
-        pairs: one per English question kept, in file order.
-        rejected: one per question and per paragraph left out, in file order within a language.
-    """
-
-    languages: tuple[str, ...]
-    pairs: list[ParallelPair]
-    rejected: list[RejectedRow]
-
-
-def read_squad_mt(source: Path, english: Path, exclude: Sequence[Path] = ()) -> SquadMtImport:
-    """Join SQuAD-format translations to the English file by question id.
+def read_squad_mt(
+    source: Path, english: Path, exclude: Sequence[Path] = (), *, reject: Reject
+) -> Iterator[ParallelPair]:
+    """Join SQuAD-format translations to the English file by question id; pairs come in the order of that file.
 
     Every English question outside the excluded paragraphs becomes one pair. A language has its `query` if it has the
     question, and its `passage` if it has the paragraph, each independently of the other. Texts are kept as they
     stand in the file. `passage_id` is "article:paragraph", the position in the English file counted from 0;
     `group` is the English title.
 
-    Left out and recorded: questions marked `is_impossible`, questions and paragraphs that no id ties to exactly
+    Rejected: questions marked `is_impossible`, questions and paragraphs that no id ties to exactly
     one English paragraph, excluded paragraphs with their questions, blank texts. Where a language has a question id
     twice, or two wordings of one paragraph, the first counts; `xx.json` is read before `xx-suffix.json`, suffixes
-    in alphabetical order. A paragraph repeated word for word is not a loss and is not recorded.
+    in alphabetical order. A paragraph repeated word for word is not a loss and is not rejected.
+
+    The texts of all languages are in memory until they are joined, and one file while it is read, as any question may
+    stand anywhere: a few hundred MB for the whole of SQuAD in ten languages.
 
     Args:
         source: folder of `<language>.json`, `<language>-<suffix>.json`, either also with `.gz`.
         english: the pivot, in the same format.
         exclude: files whose question ids mark English paragraphs to leave out in every language, such as the
             English file of a benchmark.
+        reject: called with what is left out, in file order within a language, English first.
 
     Raises:
         CorpusError: a file is missing, damaged or not in SQuAD format, a language code is unknown, or the
@@ -69,19 +60,16 @@ def read_squad_mt(source: Path, english: Path, exclude: Sequence[Path] = ()) -> 
     """
     pivot = _read_pivot(english, exclude)
     files = {PIVOT: [english], **_translations(source, english)}
-    cells = {language: _read_language(language, paths, pivot) for language, paths in files.items()}
-    pairs = [
-        ParallelPair(
-            pair_id=question_id,
-            passage_id=passage_id,
-            group=pivot.title[passage_id],
-            query={code: c.query[question_id] for code, c in cells.items() if question_id in c.query},
-            passage={code: c.passage[passage_id] for code, c in cells.items() if passage_id in c.passage},
-        )
-        for question_id, passage_id in pivot.passage_id.items()
-        if passage_id not in pivot.excluded
-    ]
-    return SquadMtImport(tuple(cells), pairs, [row for c in cells.values() for row in c.rejected])
+    cells = {language: _read_language(language, paths, pivot, reject) for language, paths in files.items()}
+    for question_id, passage_id in pivot.passage_id.items():
+        if passage_id not in pivot.excluded:
+            yield ParallelPair(
+                pair_id=question_id,
+                passage_id=passage_id,
+                group=pivot.title[passage_id],
+                query={code: c.query[question_id] for code, c in cells.items() if question_id in c.query},
+                passage={code: c.passage[passage_id] for code, c in cells.items() if passage_id in c.passage},
+            )
 
 
 class _Question(BaseModel):
@@ -121,13 +109,8 @@ class _Pivot:
 class _Cells:
     """The texts of one language, gathered over its files."""
 
-    language: str
     query: dict[str, str] = field(default_factory=dict)  # question id -> text
     passage: dict[str, str] = field(default_factory=dict)  # passage id -> text
-    rejected: list[RejectedRow] = field(default_factory=list)
-
-    def reject(self, file: Path, row: str, reason: str, text: str) -> None:
-        self.rejected.append(RejectedRow(file.name, row, self.language, reason, text))
 
 
 def _read_squad(path: Path) -> _Squad:
@@ -197,16 +180,19 @@ def _translations(source: Path, english: Path) -> dict[str, list[Path]]:
     return by_language
 
 
-def _read_language(language: str, paths: Sequence[Path], pivot: _Pivot) -> _Cells:
-    cells = _Cells(language)
+def _read_language(language: str, paths: Sequence[Path], pivot: _Pivot, reject: Reject) -> _Cells:
+    cells = _Cells()
     for path in paths:
         for position, _, paragraph in _paragraphs(_read_squad(path)):
-            _add_paragraph(cells, path, position, paragraph, pivot)
+            for row, reason, text in _add_paragraph(cells, position, paragraph, pivot):
+                reject(RejectedRow(path.name, row, language, reason, text))
     return cells
 
 
-def _add_paragraph(cells: _Cells, file: Path, position: str, paragraph: _Paragraph, pivot: _Pivot) -> None:
-    """Sort a paragraph and its questions into what the language has and what is left out."""
+def _add_paragraph(
+    cells: _Cells, position: str, paragraph: _Paragraph, pivot: _Pivot
+) -> Iterator[tuple[str, str, str]]:
+    """Take over what the language has of a paragraph and its questions; row, reason and text of what is left out."""
     homes = {pivot.passage_id[q.id] for q in paragraph.qas if _question_fault(q, pivot) is None}
     unusable = _paragraph_fault(homes, pivot)
     for question in paragraph.qas:
@@ -216,14 +202,14 @@ def _add_paragraph(cells: _Cells, file: Path, position: str, paragraph: _Paragra
         if reason is None:
             cells.query[question.id] = question.question
         else:
-            cells.reject(file, question.id, reason, question.question)
+            yield question.id, reason, question.question
     reason = unusable or _text_reason("paragraph", paragraph.context)
     if reason is None:
         (home,) = homes
         if cells.passage.setdefault(home, paragraph.context) != paragraph.context:
             reason = SECOND_TRANSLATION
     if reason is not None:
-        cells.reject(file, position, reason, paragraph.context)
+        yield position, reason, paragraph.context
 
 
 def _question_fault(question: _Question, pivot: _Pivot) -> str | None:

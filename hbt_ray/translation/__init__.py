@@ -1,0 +1,1 @@
+"""Translate the texts of a dataset into further languages: complete, checked, resumable parallel shards."""
