@@ -16,7 +16,7 @@ from hbt_ray.corpus.writer import write_pairs
 from hbt_ray.errors import BenchmarkError, ConfigError, CorpusError
 from hbt_ray.evaluation.benchmarks import load_benchmark
 from hbt_ray.evaluation.benchmarks.lareqa import load_lareqa
-from hbt_ray.leakage import LeakageReport, LeakageSettings, check_leakage, data_hash, find_leakage, read_report
+from hbt_ray.leakage import LeakageReport, LeakageSettings, check_leakage, find_leakage, read_report
 from hbt_ray.leakage.articles import plain_title, read_titles
 from hbt_ray.leakage.index import index_benchmark
 from hbt_ray.leakage.report import Finding
@@ -195,7 +195,7 @@ def test_the_command_writes_report_and_findings(benchmark_folder: Path, tmp_path
     lines = (tmp_path / "reports" / "leakage.findings.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["benchmark_text"] for line in lines] == [QUESTION]
     assert read_report(out).to_json() == report.to_json()
-    assert report.covers({"train": data_hash(dataset)}, content["benchmark_hash"])
+    assert report.covers({"train": dataset.data_hash}, content["benchmark_hash"])
     assert sorted(path.name for path in out.parent.iterdir()) == ["leakage.findings.jsonl", "leakage.json"]
 
 
@@ -203,7 +203,7 @@ def test_a_report_covers_its_own_data_only(benchmark_folder: Path, tmp_path: Pat
     """Another text in the shards, another dataset or another benchmark need a search of their own."""
     report, _ = search(benchmark_folder, tmp_path, pair(), pair("b"))
     own = {dataset.name: dataset.hash for dataset in report.datasets}
-    changed = data_hash(shards(tmp_path / "changed", [pair(), pair("b", query="Another?")]))
+    changed = shards(tmp_path / "changed", [pair(), pair("b", query="Another?")]).data_hash
     assert report.covers(own, report.benchmark_hash)
     assert not report.covers({"train": changed}, report.benchmark_hash)
     assert not report.covers(own | {"other": own["train"]}, report.benchmark_hash)

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from hbt_ray.errors import CorpusError
 from hbt_ray.languages import language
-from hbt_ray.storage import Folder
+from hbt_ray.storage import Folder, sha256
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -113,6 +113,11 @@ class ShardedDataset:
     def name(self) -> str:
         """Name of the dataset."""
         return self.manifest.dataset
+
+    @property
+    def data_hash(self) -> str:
+        """sha256 (hex) over the checksums of the files; its first 12 digits stand in a run's record."""
+        return sha256(json.dumps(sorted(self.manifest.files.items())).encode())
 
     @cached_property
     def group_starts(self) -> npt.NDArray[np.int64]:

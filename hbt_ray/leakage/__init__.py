@@ -6,14 +6,13 @@
 from hbt_ray.leakage.articles import read_titles
 from hbt_ray.leakage.check import check_leakage
 from hbt_ray.leakage.index import LeakageSettings
-from hbt_ray.leakage.report import LeakageReport, data_hash, read_report
+from hbt_ray.leakage.report import LeakageReport, read_report
 from hbt_ray.leakage.search import find_leakage
 
 __all__ = [
     "LeakageReport",
     "LeakageSettings",
     "check_leakage",
-    "data_hash",
     "find_leakage",
     "read_report",
     "read_titles",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,7 +10,6 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from hbt_ray.corpus.shards import ShardedDataset
 from hbt_ray.errors import ConfigError
 from hbt_ray.leakage.index import LeakageSettings
 from hbt_ray.storage import write_whole
@@ -77,7 +75,7 @@ class Searched:
 
     Args:
         name: of the dataset.
-        hash: see `data_hash`.
+        hash: `ShardedDataset.data_hash`.
         rows: its pairs.
         leaked_rows: pairs with a text of the benchmark in any language.
         leaked_documents: documents of those pairs.
@@ -187,8 +185,3 @@ def read_report(path: Path) -> LeakageReport:
         raise ConfigError(str(path), error.strerror, expected, "Check the path.") from None
     except (ValueError, AttributeError, ValidationError) as error:
         raise ConfigError(str(path), " ".join(str(error).split()), expected, "Write the report again.") from None
-
-
-def data_hash(dataset: ShardedDataset) -> str:
-    """sha256 (hex) over the checksums of a dataset's files; its first 12 digits stand in a run's record."""
-    return hashlib.sha256(json.dumps(sorted(dataset.manifest.files.items())).encode()).hexdigest()

@@ -18,7 +18,7 @@ from hbt_ray.corpus.shards import ShardedDataset
 from hbt_ray.evaluation.benchmarks import Benchmark
 from hbt_ray.leakage.articles import shared_documents
 from hbt_ray.leakage.index import CANDIDATE, QUESTION, BenchmarkIndex, LeakageSettings, index_benchmark
-from hbt_ray.leakage.report import Article, Finding, LeakageReport, Searched, Share, data_hash
+from hbt_ray.leakage.report import Article, Finding, LeakageReport, Searched, Share
 
 SAME_ID = "same id"
 LISTED = 100  # findings of each kind, and names of documents, in the report itself
@@ -209,7 +209,7 @@ def _searched(dataset: ShardedDataset, leaked: npt.NDArray[np.bool_]) -> Searche
     numbers = np.unique(dataset.groups()[leaked])
     names = document_names(dataset)
     documents = [] if names is None else names.take(pa.array(numbers[:LISTED])).to_pylist()
-    return Searched(dataset.name, data_hash(dataset), dataset.manifest.rows, int(leaked.sum()), len(numbers), documents)
+    return Searched(dataset.name, dataset.data_hash, dataset.manifest.rows, int(leaked.sum()), len(numbers), documents)
 
 
 def _shared_articles(dataset: ShardedDataset, titles: Collection[str] | None) -> list[Article]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import shutil
 import signal
@@ -234,12 +232,7 @@ def _backbone_hash(backbone: str, revision: str | None) -> str:
 def _shards(config: Config, root: str) -> dict[str, Any]:
     """Stands for the training data: 12 hex digits over the checksums of each dataset's files."""
     datasets = open_corpus(Folder(root), config.data.datasets)
-    return {
-        "training data": {
-            dataset.name: hashlib.sha256(json.dumps(sorted(dataset.manifest.files.items())).encode()).hexdigest()[:12]
-            for dataset in datasets
-        }
-    }
+    return {"training data": {dataset.name: dataset.data_hash[:12] for dataset in datasets}}
 
 
 def _trainer(job: Job, root: str, checkpoints: Folder, metrics: Path) -> TorchTrainer:
