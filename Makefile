@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test slow check format
+AUDIT ?= yes
+
+.PHONY: quickstart test slow check audit no format
 quickstart: $(INSTALLED)  ## sample -> three arms -> evaluation -> comparison -> registry -> report, in quickstart/
 	$(VENV)/bin/hbt-ray quickstart --out quickstart
 
@@ -13,10 +15,16 @@ test: $(INSTALLED)  ## everything but the slow tests
 slow: $(INSTALLED)  ## the tests that take minutes
 	$(VENV)/bin/python -m pytest -m slow
 
-check: $(INSTALLED)  ## lint, format, types
+check: $(INSTALLED) $(AUDIT:yes=audit)  ## lint, format, types, audit; AUDIT=no where the package index tells of no vulnerabilities
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+audit: $(INSTALLED)  ## known vulnerabilities of the pinned dependencies; one that could not be looked up is an error
+	$(VENV)/bin/pip-audit --strict --disable-pip --no-deps -r constraints.txt --vulnerability-service pypi --progress-spinner off
+
+no:
+	@echo "the dependencies were NOT audited (AUDIT=no)"
 
 format: $(INSTALLED)  ## rewrite in the project's format
 	$(VENV)/bin/ruff check --fix .

@@ -6,8 +6,9 @@ Synthetic embeddings in the shape of XQuAD-R: 1,190 questions in 11 languages ag
 sentence per language. A text is its question's topic, a paragraph's topic shared by five questions, its language,
 and noise, added and normalised; how deep the relevant sentences then lie is printed. The product is `queries @ pool.T`
 in float32 into memory at hand, on all cores; the product in float64, which is what the exact scores would take, in
-blocks. Product, ranks and the whole evaluation take turns within a repeat; a
-ratio is the median of the ratios of the repeats. pytrec_eval and ranx get full-depth runs of all 121 cells and the
+blocks. Product, ranks and the whole evaluation take turns within a repeat, after a first call of each that compiles; a
+ratio is the median of the ratios of the repeats. CPU seconds are those of all threads: on a machine with other work
+they say more than seconds. pytrec_eval and ranx get full-depth runs of all 121 cells and the
 merged pool for a random sample of queries, and their seconds are scaled to all queries (--all-queries to run them all).
 Peak memory is that of a process of its own, with everything it imports; bare imports and data are the row "data".
 """
@@ -227,24 +228,33 @@ def measure(queries: int, dim: int, repeats: int, sample: int) -> dict[str, Any]
     timed = ways(benchmark, embeddings)
     ranks = timed["ranks"]()
     timed["product"]()
+    timed["evaluation"]()
     seconds: dict[str, list[float]] = {name: [] for name in OURS}
+    cpu_seconds: dict[str, list[float]] = {name: [] for name in OURS}
     for _ in range(repeats):
         for name in OURS:
-            start = time.perf_counter()
+            start, start_cpu = time.perf_counter(), time.process_time()
             timed[name]()
+            cpu_seconds[name].append(time.process_time() - start_cpu)
             seconds[name].append(time.perf_counter() - start)
-    product = seconds["product"]
     return {
         "dim": dim,
         "pool_rank_quantiles": np.quantile(ranks.pool, [0.1, 0.5, 0.9, 0.99]).tolist(),
         "pool_rank_mean": float(ranks.pool.mean()),
         "seconds": {name: statistics.median(values) for name, values in seconds.items()},
-        "ratio_to_product": {
-            name: statistics.median(a / b for a, b in zip(values, product, strict=True))
-            for name, values in seconds.items()
-        },
+        "ratio_to_product": _ratios(seconds),
+        "cpu_seconds": {name: statistics.median(values) for name, values in cpu_seconds.items()},
+        "cpu_ratio_to_product": _ratios(cpu_seconds),
         "peak_mib": {name: peak_mib(name, queries, dim) for name in ("data", *OURS, "pytrec_eval")},
         "others": time_others(benchmark, embeddings, sample),
+    }
+
+
+def _ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
+    """The median, over the repeats, of what each takes against the product."""
+    return {
+        name: statistics.median(a / b for a, b in zip(values, seconds["product"], strict=True))
+        for name, values in seconds.items()
     }
 
 
@@ -253,11 +263,13 @@ def show(result: dict[str, Any]) -> None:
     quantiles = ", ".join(f"{value:.0f}" for value in result["pool_rank_quantiles"])
     print(f"\n{result['dim']} dimensions; ranks in the pool: mean {result['pool_rank_mean']:.0f}, "
           f"10/50/90/99%: {quantiles}")  # fmt: skip
-    print(f"{'':19}{'seconds':>10}{'x product':>11}{'peak MiB':>10}")
+    print(f"{'':19}{'seconds':>10}{'x product':>11}{'CPU s':>10}{'x product':>11}{'peak MiB':>10}")
     for name in ("data", *OURS, *OTHERS):
         seconds = result["seconds"].get(name) or result["others"]["seconds"].get(name)
         ratio = seconds and result["ratio_to_product"].get(name, seconds / result["seconds"]["product"])
-        cells = [(seconds, 10, ".2f"), (ratio, 11, ".2f"), (result["peak_mib"].get(name), 10, ".0f")]
+        cpu = [result[key].get(name) for key in ("cpu_seconds", "cpu_ratio_to_product")]
+        cells = [(seconds, 10, ".2f"), (ratio, 11, ".2f"), (cpu[0], 10, ".2f"), (cpu[1], 11, ".2f"),
+                 (result["peak_mib"].get(name), 10, ".0f")]  # fmt: skip
         print(f"{name:19}" + "".join(f"{'-' if value is None else format(value, how):>{width}}"
                                      for value, width, how in cells))  # fmt: skip
     others = result["others"]

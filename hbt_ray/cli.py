@@ -33,11 +33,16 @@ app = typer.Typer(
 )
 data = typer.Typer(no_args_is_help=True, help="Make and check parallel training shards.")
 importing = typer.Typer(no_args_is_help=True, help="Import parallel question-passage pairs.")
+tracking = typer.Typer(no_args_is_help=True, help="What MLflow is to know.")
 app.add_typer(data, name="data")
+app.add_typer(tracking, name="tracking")
 data.add_typer(importing, name="import")
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML configuration.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace section.key.")]
+ModelAddress = Annotated[
+    str, typer.Option("--model", metavar="DIR_OR_URI", help="Model folder, or models:/name@alias.")
+]
 OutFolder = Annotated[str, typer.Option("--out", metavar="DIR", help="Folder or s3:// address to write to.")]
 DatasetName = Annotated[str, typer.Option("--dataset", metavar="NAME", help="Name of the dataset folder.")]
 
@@ -52,7 +57,8 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
-    prepare_environment()
+    if arguments[:1] != ["submit"]:  # which speaks to a cluster with the user's own token
+        prepare_environment()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     try:
@@ -97,11 +103,12 @@ def quickstart(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for everything it makes.")] = Path(
         "quickstart"
     ),
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Of each training, for a shorter look.")] = None,
 ) -> None:
     """Sample -> train X-X-mono, X-Y and hybrid arms -> evaluate -> compare -> register -> report."""
     from hbt_ray.quickstart import quickstart as run_quickstart
 
-    result = run_quickstart(out)
+    result = run_quickstart(out, steps=steps)
     _print_table(
         "Sample benchmark, mAP (higher is better) and rank distance (lower is better)",
         ["arm", "monolingual", "cross-lingual", "multilingual", "rank distance"],
@@ -130,11 +137,11 @@ def data_sample(out: OutFolder) -> None:
 
 @importing.command("squad-mt")
 def import_squad_mt(
-    source: Annotated[Path, typer.Option("--source", metavar="DIR", help="Folder of <lang>.json[.gz] files.")],
-    english: Annotated[Path, typer.Option("--english", metavar="FILE", help="English file with all question ids.")],
+    source: Annotated[str, typer.Option("--source", metavar="DIR", help="Folder of <lang>.json[.gz] files.")],
+    english: Annotated[str, typer.Option("--english", metavar="FILE", help="English file with all question ids.")],
     out: OutFolder,
     exclude: Annotated[
-        list[Path] | None, typer.Option("--exclude", metavar="FILE", help="Drop paragraphs with its question ids.")
+        list[str] | None, typer.Option("--exclude", metavar="FILE", help="Drop paragraphs with its question ids.")
     ] = None,
     dataset: DatasetName = "squad-mt",
 ) -> None:
@@ -157,13 +164,13 @@ def _print_imported(manifest: Manifest, out: str) -> None:
         print(f"{rejected:,} rows left out, with reasons, in {out}/{manifest.dataset}/rejected/import.jsonl")
 
 
-def _import_records(source: Path, dataset: str, out: str) -> None:
+def _import_records(source: str, dataset: str, out: str) -> None:
     from hbt_ray import commands
 
     _print_imported(commands.import_records(source, out, dataset), out)
 
 
-RecordsFile = Annotated[Path, typer.Option("--source", metavar="FILE", help="pair_id, language, query, passage rows.")]
+RecordsFile = Annotated[str, typer.Option("--source", metavar="FILE", help="pair_id, language, query, passage rows.")]
 
 
 @importing.command("jsonl")
@@ -178,12 +185,14 @@ def import_parquet(source: RecordsFile, dataset: DatasetName, out: OutFolder) ->
     _import_records(source, dataset, out)
 
 
-SourcePath = Annotated[Path, typer.Option("--source", metavar="PATH", help="File or folder, `.gz` or not.")]
+SourcePath = Annotated[
+    str, typer.Option("--source", metavar="PATH", help="File or folder, `.gz` or not, local or s3://.")
+]
 Negatives = Annotated[int | None, typer.Option("--negatives", min=0, help="Hard negatives of a pair, at most.")]
 Split = Annotated[str | None, typer.Option("--split", help="train, dev or test.")]
 
 
-def _import_format(name: str, source: Path, dataset: str, out: str, **options: Any) -> None:
+def _import_format(name: str, source: str, dataset: str, out: str, **options: Any) -> None:
     from hbt_ray import commands
 
     _print_imported(commands.import_format(name, source, out, dataset, **options), out)
@@ -340,17 +349,21 @@ def data_leakage(
     corpus: CorpusFolder,
     benchmark: Annotated[str, typer.Option("--benchmark", metavar="NAME", help="As `evaluate` takes it.")],
     folder: Annotated[Path, typer.Option("--data", metavar="DIR", help="Folder of the benchmark's files.")],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The report.")] = Path("leakage.json"),
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the report there too.")] = None,
     accept: Annotated[
-        list[str] | None, typer.Option("--accept", metavar="REASON", help="Accept what is found.")
+        list[str] | None, typer.Option("--accept", metavar="REASON", help="Accept what is found, and say why.")
     ] = None,
     languages: Annotated[list[str] | None, typer.Option("--language", help="Of the benchmark; default all.")] = None,
     split: Annotated[str | None, typer.Option("--split", help="Of the benchmark, where it has several.")] = None,
 ) -> None:
-    """Find evaluation data in training shards; exit code 0 clean or accepted, 3 leakage."""
+    """Find evaluation data in training shards; exit code 0 clean or accepted, 3 leakage.
+
+    The report is kept in DIR/leakage: training takes it over, and without it no evaluation says "zero-shot".
+    """
     from hbt_ray.leakage.check import check_leakage
 
-    report = check_leakage(corpus, benchmark, folder, out, accept=accept or (), languages=languages, split=split)
+    checked = check_leakage(corpus, benchmark, folder, out, accept=accept or (), languages=languages, split=split)
+    report = checked.report
     _print_table(
         f"{benchmark}: {report.status}",
         ["language", "questions found", "of", "candidates found", "of"],
@@ -359,11 +372,20 @@ def data_leakage(
             for code, found in report.candidates.items()
         ],
     )
-    print(f"{len(report.articles):,} articles of the benchmark are training documents")
-    print(f"Report:   {out}")
-    print(f"Findings: {out.with_suffix('.findings.jsonl')}")
+    if report.has_titles:
+        print(f"{len(report.articles):,} articles of the benchmark are training documents")
+    if report.not_comparable:
+        print(f"articles: not comparable: {report.not_comparable}")
+    print(f"Report:   {checked.address}")
+    print(f"Findings: {checked.findings}")
     _finish(
-        {"status": report.status, "text": report.text_findings, "article": len(report.articles), "report": str(out)}
+        {
+            "status": report.status,
+            "text": report.text_findings,
+            "article": len(report.articles),
+            "not_comparable": report.not_comparable,
+            "report": checked.address,
+        }
     )
     raise typer.Exit(report.exit_code)
 
@@ -597,6 +619,144 @@ def study(
     line = summary(loaded, found)
     print(f"Report: {line['report']}")
     _finish(line)
+
+
+@app.command()
+def promote(
+    model: Annotated[str, typer.Option("--model", metavar="NAME", help="Name of the registered model.")],
+    version: Annotated[int, typer.Option("--version", min=1, metavar="N", help="The challenger.")],
+    benchmark: Annotated[
+        str | None,
+        typer.Option("--benchmark", metavar="NAME", help="Whose stored results decide, where there are several."),
+    ] = None,
+    margin: Annotated[
+        float,
+        typer.Option("--margin", metavar="SHARE", help="Largest loss that counts as none, of the champion's value."),
+    ] = 0.05,
+    force: Annotated[
+        str | None, typer.Option("--force", metavar="REASON", help="Promote whatever the gate says; recorded.")
+    ] = None,
+    resamples: Annotated[
+        int, typer.Option("--resamples", help="Of the bootstrap and the randomisation test.")
+    ] = 10_000,
+    seed: Annotated[int, typer.Option("--seed", help="Of both.")] = 0,
+) -> None:
+    """Make a version the champion if it is significantly not worse; exit code 4 if it is refused."""
+    from hbt_ray import promote as promotion
+
+    outcome = promotion.promote(
+        model, version, benchmark=benchmark, margin=margin, force=force, resamples=resamples, seed=seed
+    )
+    if outcome.judgements:
+        _print_table(f"{outcome.address} against the champion", promotion.TABLE_HEADER, outcome.table())
+    print(f"{outcome.status}: {outcome.reason}", file=sys.stderr if outcome.exit_code else sys.stdout)
+    if outcome.exit_code:
+        print("--force REASON promotes it nonetheless, and is recorded.", file=sys.stderr)
+    _finish(outcome.summary())
+    raise typer.Exit(outcome.exit_code)
+
+
+@app.command()
+def embed(
+    model: ModelAddress,
+    source: Annotated[str, typer.Option("--input", metavar="PARQUET", help="Parquet file or folder, local or s3://.")],
+    output: Annotated[str, typer.Option("--output", metavar="DIR", help="New folder, local or s3://.")],
+    column: Annotated[str, typer.Option("--column", metavar="NAME", help="With the texts.")] = "text",
+    prompt: Annotated[
+        str, typer.Option("--prompt", help="passage, query or none: what stands before texts.")
+    ] = "passage",
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows of a file of the output.")] = 16_384,
+    actors: Annotated[int | None, typer.Option("--actors", min=1, help="Default: one per GPU, or per core.")] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Vectors of the texts of Parquet files, on Ray Data; the same command goes on where it stopped."""
+    from hbt_ray.progress import EncodingProgress
+    from hbt_ray.serving.embed import embed as run_embedding
+
+    with EncodingProgress("embed", 0) as progress:
+        done = run_embedding(
+            model,
+            source,
+            output,
+            column=column,
+            prompt=prompt,
+            batch_rows=batch_size,
+            actors=actors,
+            device=device,
+            on_progress=progress.texts,
+        )
+    _finish(vars(done))
+
+
+@app.command()
+def search(
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="In any language.")],
+    model: ModelAddress,
+    passages: Annotated[Path, typer.Option("--passages", metavar="FILE", help=".jsonl, .tsv or .txt, plain or .gz.")],
+    k: Annotated[int, typer.Option("--k", min=1, help="Passages to show.")] = 10,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", metavar="DIR", help="Keep embeddings by model, text and prompt.")
+    ] = None,
+) -> None:
+    """The passages of a file that a model finds nearest to a question."""
+    from rich.markup import escape
+
+    from hbt_ray.progress import EncodingProgress
+    from hbt_ray.serving.search import TABLE_HEADER
+    from hbt_ray.serving.search import search as run_search
+
+    with EncodingProgress("encode", 0) as progress:
+        found = run_search(model, passages, question, k=k, cache=cache, on_progress=progress.texts)
+    _print_table(f"{escape(found.question)} ({found.passages:,} passages)", TABLE_HEADER, found.table())
+    _finish(found.summary())
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def submit(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="A script in jobs/: train, sweep, evaluate, …")],
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="[ARGS]...", help="Those of the job.")] = None,
+    address: Annotated[
+        str | None,
+        typer.Option("--address", metavar="URL", help="Of the cluster's dashboard; else RAY_API_SERVER_ADDRESS."),
+    ] = None,
+    working_dir: Annotated[
+        Path, typer.Option("--working-dir", metavar="DIR", help="The project, which is uploaded.")
+    ] = Path(),
+    exclude: Annotated[
+        list[str] | None, typer.Option("--exclude", metavar="PATTERN", help="Do not upload, as in a .gitignore.")
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option("--env", metavar="NAME[=VALUE]", help="A variable for the job; no credentials."),
+    ] = None,
+    cpus: Annotated[float, typer.Option("--cpus", min=0, help="For the script itself; 0: on the head node.")] = 0.0,
+    memory: Annotated[float, typer.Option("--memory", min=0, metavar="GIB", help="For the script itself.")] = 0.0,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not follow the job.")] = False,
+) -> None:
+    """Run a job on a Ray cluster: upload the project, follow the log, end with the job's exit code."""
+    from hbt_ray.submission import JobRequest
+    from hbt_ray.submission import submit as submit_job
+
+    request = JobRequest(
+        job, tuple(arguments or ()), address, working_dir, tuple(exclude or ()), tuple(env or ()), cpus, memory,
+        not no_wait,
+    )  # fmt: skip
+    done = submit_job(request)
+    if no_wait:
+        _finish({"job_id": done.job_id, "address": done.address, "status": done.status})
+    raise typer.Exit(done.exit_code)
+
+
+@tracking.command("sync")
+def tracking_sync(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="RUN_DIR...", help="Run folders, or folders that hold some.")
+    ],
+) -> None:
+    """Deliver what MLflow lacks of runs: rows, tags, reports, models to register."""
+    from hbt_ray.tracking.runs import sync
+
+    _finish({"runs": sync(folders, lambda folder, sent: print(f"{folder}: {sent}"))})
 
 
 def _codes(text: str | None) -> tuple[str, ...] | None:

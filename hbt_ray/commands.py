@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hbt_ray.config import SAMPLE_ROOT, Config
+from hbt_ray.corpus.importers import local_source
 from hbt_ray.corpus.pairs import ParallelPair
 from hbt_ray.corpus.records import read_records
 from hbt_ray.corpus.sample import DATASETS, PROVENANCE, sample_pairs, write_sample_benchmark
@@ -92,19 +93,22 @@ def corpus_root(root: str, out: Path) -> str:
     return str(folder)
 
 
-def import_squad_mt(source: Path, english: Path, exclude: Sequence[Path], out: str, dataset: str) -> Manifest:
+def import_squad_mt(source: str, english: str, exclude: Sequence[str], out: str, dataset: str) -> Manifest:
     """Join SQuAD-format files of several languages into one dataset."""
     provenance = {
         "source": "SQuAD-format files joined by question id",
-        "excluded": [path.name for path in exclude],
+        "excluded": [Path(address).name for address in exclude],
         "notes": {"xquad-r": SQUAD_MT_NOTE},
     }
-    return import_pairs(out, dataset, partial(read_squad_mt, source, english, exclude), provenance)
+    with ExitStack() as sources:
+        folder, original, *excluded = (sources.enter_context(local_source(it)) for it in (source, english, *exclude))
+        return import_pairs(out, dataset, partial(read_squad_mt, folder, original, excluded), provenance)
 
 
-def import_records(source: Path, out: str, dataset: str) -> Manifest:
+def import_records(source: str, out: str, dataset: str) -> Manifest:
     """Write a JSONL or Parquet file of (pair_id, language, query, passage) rows as one dataset."""
-    return import_pairs(out, dataset, partial(read_records, source), {"source": source.name})
+    with local_source(source) as path:
+        return import_pairs(out, dataset, partial(read_records, path), {"source": path.name})
 
 
 Importer = Callable[..., Iterator[ParallelPair]]  # of a source that is known; takes `reject`
@@ -116,10 +120,11 @@ def import_pairs(out: str, dataset: str, importer: Importer, provenance: Mapping
         raise ConfigError("--dataset", repr(dataset), "a folder name", "Choose another name.")
     with Rejections(Folder(out) / dataset, "import") as reject:
         pairs = importer(reject=reject)
-        return write_pairs(Folder(out), dataset, pairs, None, {**provenance, "rejected": reject.counts})
+        counted = {**provenance, "rejected": reject.counts}
+        return write_pairs(Folder(out), dataset, pairs, None, counted, rejections=reject)
 
 
-def import_format(name: str, source: Path, out: str, dataset: str, **options: Any) -> Manifest:
+def import_format(name: str, source: str, out: str, dataset: str, **options: Any) -> Manifest:
     """Write files of a published format (`corpus.formats.FORMATS`) as one dataset.
 
     `options` are those of the format's `read_…` in hbt_ray/corpus/formats; one that is None keeps its default.
@@ -127,7 +132,8 @@ def import_format(name: str, source: Path, out: str, dataset: str, **options: An
     module = import_module(f"hbt_ray.corpus.formats.{name.replace('-', '_')}")
     reader = getattr(module, f"read_{name.replace('-', '_')}")
     given = {option: value for option, value in options.items() if value is not None}
-    return import_pairs(out, dataset, partial(reader, source, **given), {"source": source.name, "format": name})
+    with local_source(source) as path:
+        return import_pairs(out, dataset, partial(reader, path, **given), {"source": path.name, "format": name})
 
 
 def translate_dataset(
@@ -191,11 +197,14 @@ def mixture(config: Config, steps: int) -> Mixture:
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished training command: where and what `FitResult` says, the MLflow run, the registered version if any."""
+    """A finished training command: where and what `FitResult` says, the MLflow run, the registered version if any.
+
+    Run and version are None while MLflow does not answer: `hbt-ray tracking sync` makes them.
+    """
 
     run_dir: Path
     model_dir: Path
-    mlflow_run_id: str
+    mlflow_run_id: str | None
     model_version: int | None
     steps: int
     best_step: int
@@ -223,7 +232,7 @@ def train(
     retrieval: Retrieval | None = None,
     begin: CheckpointAddress | None = None,
     until: int | None = None,
-    parent_run: str | None = None,
+    parent_run: Path | None = None,
 ) -> Trained:
     """Train, track and register one configuration; the same run name resumes.
 
@@ -233,7 +242,7 @@ def train(
         retrieval: what to retrieve at validations.
         begin: a checkpoint of another run to start from.
         until: the step to end at, of train.steps.
-        parent_run: MLflow run to show this one below.
+        parent_run: folder of the sweep or study to show the MLflow run below.
 
     Raises:
         UserError: data, configuration, model, resources or storage that cannot work.
@@ -242,7 +251,6 @@ def train(
     """
     from hbt_ray.model.encoder import embedding_width
     from hbt_ray.session import ray_session
-    from hbt_ray.tracking.registry import register
     from hbt_ray.tracking.runs import open_run, tracking_store
     from hbt_ray.train.fit import check_backbone, fit
     from hbt_ray.train.run_folder import claim_folder
@@ -250,6 +258,7 @@ def train(
     out = output_root(config.run.out)
     run_dir = out / config.run.name
     root = corpus_root(config.data.root, out)
+    store = tracking_store(out)
     # Mistakes of data, mix, batch and model surface before anything is started.
     training_source(config, root).open()
     check_backbone(config)
@@ -257,7 +266,7 @@ def train(
     fewest = config.cluster.min_workers or config.cluster.workers
     with ray_session(fewest * config.cluster.cpus_per_worker):
         run = open_run(
-            tracking_store(out),
+            store,
             config.tracking.experiment,
             config.run.name,
             run_dir,
@@ -266,7 +275,7 @@ def train(
         )
 
         def deliver(rows: list[dict[str, Any]]) -> None:
-            run.log_rows(rows)
+            run.log_rows()
             on_rows(rows)
 
         try:
@@ -276,13 +285,8 @@ def train(
             raise
     version = None
     if config.tracking.registered_model:
-        version = register(
-            run,
-            result.model_dir,
-            config.tracking.registered_model,
-            config.tracking.alias,
-            embedding_width(result.model_dir),
-        )
+        name, alias = config.tracking.registered_model, config.tracking.alias
+        version = run.register(result.model_dir, name, alias, embedding_width(result.model_dir))
     run.finish()
     return Trained(mlflow_run_id=run.run_id, model_version=version, **vars(result))
 
@@ -375,7 +379,7 @@ def evaluate_model(
             return embeddings
 
         evaluation = _evaluation(benchmark, embed, request, model=fingerprint, seed=training.get("seed"))
-    metrics, cells = _write_evaluation(evaluation, request.out, model, training)
+    metrics, cells = _write_evaluation(evaluation, benchmark, request, model, training)
     # Beside an encoder that hbt_ray exported; a package's or the registry's folder is not ours to write to.
     exported = (folder / TRAINING_FILE).is_file() and not model.startswith(MODELS_SCHEME)
     write_model_card(folder if exported else request.out, training, settings, metrics, cells)
@@ -396,7 +400,7 @@ def evaluate_embeddings_folder(embeddings_dir: Path, request: EvaluationRequest)
 
     with ray_session(request.actors) if request.ranking == "faiss" else nullcontext():
         evaluation = _evaluation(benchmark, embed, request, model="-", seed=None)
-    return _write_evaluation(evaluation, request.out, str(embeddings_dir), {})[0]
+    return _write_evaluation(evaluation, benchmark, request, str(embeddings_dir), {})[0]
 
 
 def _load(request: EvaluationRequest) -> Benchmark:
@@ -542,34 +546,29 @@ def _write_comparison(comparison: Mapping[str, Any], out: Path, seen: Sequence[s
 def _model_folder(model: str) -> tuple[Path, Any]:
     """Local folder of a model, and the MLflow run to log its evaluation to (None if it has none in this store)."""
     from hbt_ray.model.encoder import resolve_backbone
-    from hbt_ray.tracking.registry import MODELS_SCHEME, download_model
-    from hbt_ray.tracking.runs import RUN_FILE, run_of_folder, tracking_store
+    from hbt_ray.tracking.registry import MODELS_SCHEME, download_model, existing_store
+    from hbt_ray.tracking.runs import run_of_folder, tracking_store
 
     if model.startswith(MODELS_SCHEME):
-        return download_model(model, tracking_store(_store_folder()))
+        return download_model(model, existing_store(output_root("runs")))
     folder = Path(resolve_backbone(model))
     run_dir = folder.absolute().parent
-    if not (run_dir / RUN_FILE).exists():
-        return folder, None
     return folder, run_of_folder(run_dir, tracking_store(run_dir.parent))
 
 
-def _store_folder() -> Path:
-    """The output folder whose MLflow store is meant when a command has no configuration."""
-    return output_root("runs")
-
-
 def _write_evaluation(
-    evaluation: Evaluation, out: Path, model: str, training: Mapping[str, Any]
+    evaluation: Evaluation, benchmark: Benchmark, request: EvaluationRequest, model: str, training: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Results, figures and report; the content of metrics.json and the rows of cells.csv."""
     from hbt_ray.evaluation.plots import save_heatmap
     from hbt_ray.evaluation.report import write_report
     from hbt_ray.evaluation.results import write_results
 
+    out = request.out
     caveats = training.get("notes", {}).get(evaluation.benchmark.partition("+")[0], ())
-    evaluation = replace(evaluation, notes=(*evaluation.notes, *caveats))
-    metrics = {**evaluation.metrics(), "seen_languages": training.get("languages")}
+    zero_shot = _zero_shot(benchmark, request, training)
+    evaluation = replace(evaluation, notes=(*evaluation.notes, *caveats, zero_shot["why"]))
+    metrics = {**evaluation.metrics(), "seen_languages": training.get("languages"), "zero_shot": zero_shot}
     cells: list[dict[str, Any]] = [cell.row() for cell in evaluation.cells]
     write_results(evaluation, metrics, out)
     save_heatmap(cells, evaluation.languages, out / "heatmap.png", title=f"{evaluation.benchmark}: mAP")
@@ -578,8 +577,27 @@ def _write_evaluation(
         metrics,
         cells,
         title=f"{evaluation.benchmark}: {model}",
-        notes=metrics["notes"],
+        notes=[CLAIM_BY.format(zero_shot["command"])] if zero_shot["command"] else [],
         seen_languages=training.get("languages"),
         examples=evaluation.examples,
     )
     return metrics, cells
+
+
+CLAIM_BY = (
+    "What a claim of zero-shot lacks: {} (with --accept REASON for what may be there), then the same `hbt-ray train` "
+    "again, which takes the report over and trains no further."
+)
+
+
+def _zero_shot(benchmark: Benchmark, request: EvaluationRequest, training: Mapping[str, Any]) -> dict[str, Any]:
+    """`zero_shot` of metrics.json: the claim, why, and the search that it lacks, as a command."""
+    from hbt_ray.evaluation.benchmarks import load_benchmark
+    from hbt_ray.leakage import leakage_command, zero_shot
+
+    chosen = (request.benchmark, request.data, request.languages)
+    if training and benchmark.name.endswith("+context"):  # searched for by its sentences, which contexts are made of
+        benchmark = load_benchmark(*chosen, split=request.split)
+    judged = zero_shot(training, benchmark.name, benchmark.data_hash)
+    command = leakage_command(judged.corpus, *chosen, request.split) if judged.corpus else None
+    return {"claim": judged.claim, "why": judged.why, "command": command}

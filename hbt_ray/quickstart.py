@@ -48,10 +48,15 @@ def sample_config(out: Path) -> Config:
     return Config.model_validate(yaml.safe_load(text)).replaced({"run.out": str(out)})
 
 
-def quickstart(out: Path, actors: int = 2) -> dict[str, Any]:
-    """Run everything below `out`; the arms' metrics, and where report, MLflow store and registered model are."""
+def quickstart(out: Path, actors: int = 2, steps: int | None = None) -> dict[str, Any]:
+    """Run everything below `out`; the arms' metrics, and where report, MLflow store and registered model are.
+
+    `steps` of each training; None for those of the sample's configuration.
+    """
     out = out.absolute()
     config = sample_config(out)
+    if steps is not None:
+        config = config.replaced({"train.steps": steps})
     root = corpus_root(SAMPLE_ROOT, out)
     with ray_session(max(actors, config.cluster.workers * config.cluster.cpus_per_worker)):
         # All arms start from the same tokenizer and the same random weights.
@@ -110,5 +115,5 @@ def _details(arm: Arm) -> dict[str, str]:
         "alpha": f"{ARMS[arm.name]:g}",
         "steps": str(arm.trained.steps),
         "best validation loss": f"{arm.trained.best_validation_loss:.4f}",
-        "MLflow run": arm.trained.mlflow_run_id,
+        "MLflow run": arm.trained.mlflow_run_id or "not delivered yet",
     }

@@ -56,6 +56,9 @@ def prepare_environment() -> None:
     if "RAY_AUTH_MODE" not in os.environ and "RAY_ADDRESS" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    if "RAY_ADDRESS" not in os.environ:
+        # A local Ray is for one machine: without this it would listen on all its addresses.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     for name, value in {
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

@@ -1,18 +1,21 @@
 """Settings files: YAML with `key=value` from the command line on top, checked by pydantic, every mistake in our words.
 
-A value from the command line replaces the file's before the check, so both are held to the same rules.
+A value from the command line replaces the file's before the check, so both are held to the same rules. No message
+shows a line of YAML that cannot be read, and credentials are refused before anything else is said of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from hbt_ray.credentials import refuse_credentials, refuse_credentials_in, without_credentials
 from hbt_ray.errors import ConfigError
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -36,16 +39,18 @@ def read_yaml(path: Path, expected: str, keys: str) -> dict[str, Any]:
         keys: some that it should have, for the message.
 
     Raises:
-        ConfigError: file absent, not UTF-8, not YAML, not a mapping.
+        ConfigError: file absent, not UTF-8, not YAML, not a mapping, a credential in it.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:  # of a stream, YAML's errors say the line and do not show it
+            raw = yaml.safe_load(file)
     except OSError as error:
         raise ConfigError(str(path), error.strerror, expected, "Check the path.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), " ".join(str(error).split()), "valid YAML", "Mend the file.") from None
     if not isinstance(raw, dict):
         raise ConfigError(str(path), type(raw).__name__, f"keys such as {keys}", "Add them.")
+    refuse_credentials_in(raw, str(path))
     return raw
 
 
@@ -53,12 +58,13 @@ def parsed_setting(setting: str, form: str, example: str) -> tuple[str, Any]:
     """Key and value of `key=value`, the value as YAML. Raises ConfigError, which shows `form` and `example`."""
     key, equals, text = setting.partition("=")
     if not equals or not key:
-        raise ConfigError("--set", repr(setting), form, f"For example --set {example}.")
+        raise ConfigError("--set", repr(without_credentials(setting)), form, f"For example --set {example}.")
+    refuse_credentials(f"--set {without_credentials(key)}", setting)
     try:
-        return key, yaml.safe_load(text)
+        return key, yaml.safe_load(StringIO(text))
     except yaml.YAMLError as error:
         message = " ".join(str(error).split())
-        raise ConfigError(f"--set {setting}", message, "a YAML value", "Quote or close it.") from None
+        raise ConfigError(f"--set {key}", message, "a YAML value", "Quote or close it.") from None
 
 
 def put(raw: dict[str, Any], keys: Sequence[str], value: Any) -> None:
@@ -69,13 +75,18 @@ def put(raw: dict[str, Any], keys: Sequence[str], value: Any) -> None:
             raw[section] = {}
         if not isinstance(raw[section], dict):
             where = f"--set {'.'.join(keys)}"
-            raise ConfigError(where, repr(raw[section]), f"a section at {section!r}", "Name a key inside a section.")
+            received = f"a plain value at {section!r}"
+            raise ConfigError(where, received, "a section there", "Name a key inside a section.")
         raw = raw[section]
     raw[last] = value
 
 
 def checked(model: type[Model], raw: Mapping[str, Any], source: str) -> Model:
-    """Raw values as settings. Raises ConfigError naming `source`, the key and, of an unknown one, the nearest known."""
+    """Raw values as settings. Raises ConfigError naming `source`, the key and, of an unknown one, the nearest known.
+
+    A credential is refused with its key, and not shown.
+    """
+    refuse_credentials_in(raw, source)
     try:
         return model.model_validate(raw)
     except ValidationError as error:

@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
+from hbt_ray.credentials import refuse_credentials, without_credentials
 from hbt_ray.errors import ConfigError, ResourceError
 
 Result = TypeVar("Result")
@@ -68,11 +69,14 @@ class Folder:
     """A folder on any filesystem that pyarrow knows; `uri` is a local path or `s3://bucket/prefix`.
 
     Every method raises ResourceError for what goes on failing and, where it reads, FileNotFoundError for what is
-    not there.
+    not there. An address with credentials in it is a ConfigError from the start.
     """
 
     uri: str
     retries: Retries = Retries()
+
+    def __post_init__(self) -> None:
+        refuse_credentials(without_credentials(self.uri), self.uri)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Folder, (self.uri, self.retries)  # each process makes its own connections
@@ -284,14 +288,8 @@ def s3_address(uri: str) -> tuple[dict[str, str], str]:
 
     `region` is missing where neither the address nor the environment knows it. Raises ConfigError.
     """
+    refuse_credentials(without_credentials(uri), uri)
     parts = urlsplit(uri, allow_fragments=False)
-    if "@" in parts.netloc:
-        raise ConfigError(
-            f"s3://…@{parts.netloc.rpartition('@')[2]}{parts.path}",
-            "credentials in the address",
-            "s3://bucket/prefix",
-            "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead.",
-        )
     options = dict(parse_qsl(parts.query))
     unknown = sorted(set(options).difference(S3_OPTIONS))
     if unknown or not parts.netloc:
@@ -311,6 +309,7 @@ def _environment_endpoint() -> dict[str, str]:
     url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if not url:
         return {}
+    refuse_credentials("AWS_ENDPOINT_URL", url)
     scheme, separator, endpoint = url.rstrip("/").partition("://")
     if not separator or not endpoint:
         raise ConfigError("AWS_ENDPOINT_URL", url, "http://host:port or https://host", "Correct the variable.")

@@ -1,8 +1,10 @@
 """Compare results folders that evaluations on the cluster wrote, where they lie.
 
-Submit from the repository root:
-
+    hbt-ray submit compare /data/results/a /data/results/b --out /data/results/a-b
     ray job submit --working-dir . -- python jobs/compare.py /data/results/a /data/results/b --out /data/results/a-b
+
+Runtime environment: none.
+Resources: one CPU, in this script: `hbt-ray submit --cpus 1 compare …` takes it off the head node.
 """
 
 import sys

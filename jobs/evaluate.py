@@ -1,13 +1,14 @@
-"""Evaluate a model on every language pair, on the cluster that the job is submitted to.
+"""Evaluate a model on every language pair.
 
-Submit from the repository root; the same arguments resume an unfinished run:
-
-    ray job submit --working-dir . --runtime-env-json '{"env_vars": {"HBT_RAY_HOME": "/data"}}' \\
-        -- python jobs/evaluate.py \
+    hbt-ray submit evaluate \\
+        --model models:/hbt-sample@challenger --benchmark sample --data /data/sample --out /data/results
+    ray job submit --working-dir . -- python jobs/evaluate.py \\
         --model models:/hbt-sample@challenger --benchmark sample --data /data/sample --out /data/results
 
-HBT_RAY_HOME is where relative output folders start (without it ~/hbt_ray on the node that runs the job);
-MLFLOW_TRACKING_URI, if set there too, receives runs and models.
+Runtime environment: HBT_RAY_HOME or MLFLOW_TRACKING_URI of the trainings, for a model of their registry; `hbt-ray
+submit` hands both over where they are set. Benchmark and results are where all nodes see them.
+Resources: a CPU for each of --actors, or a GPU where there are GPUs. This script holds the vectors of a collection: on
+a small head node, have it run elsewhere with `hbt-ray submit --cpus 1 --memory 8 evaluate …`.
 """
 
 import sys

@@ -1,12 +1,10 @@
-"""The whole path on the embedded sample, on the cluster that the job is submitted to.
+"""The whole path on the embedded sample: three arms, evaluation, comparison, registry, report.
 
-Submit from the repository root; the same arguments resume an unfinished run:
+    hbt-ray submit quickstart --out /data/quickstart
+    ray job submit --working-dir . -- python jobs/quickstart.py --out /data/quickstart
 
-    ray job submit --working-dir . --runtime-env-json '{"env_vars": {"HBT_RAY_HOME": "/data"}}' \\
-        -- python jobs/quickstart.py --out /data/quickstart
-
-HBT_RAY_HOME is where relative output folders start (without it ~/hbt_ray on the node that runs the job);
-MLFLOW_TRACKING_URI, if set there too, receives runs and models.
+Runtime environment: none; MLFLOW_TRACKING_URI receives runs and models where it is set.
+Resources: none for this script; trainings and evaluations ask for two CPUs and one for the data tasks.
 """
 
 import sys

@@ -1,12 +1,12 @@
-"""Search hyperparameters on the cluster that the job is submitted to.
+"""Search hyperparameters; the same sweep goes on with the trials that are missing.
 
-Submit from the repository root; the same arguments go on with an interrupted sweep:
-
+    hbt-ray submit sweep jobs/configs/sweep-sample.yaml
     ray job submit --working-dir . --runtime-env-json '{"env_vars": {"HBT_RAY_HOME": "/data"}}' \\
         -- python jobs/sweep.py jobs/configs/sweep-sample.yaml
 
-HBT_RAY_HOME is where relative output folders start (without it ~/hbt_ray on the node that runs the job);
-MLFLOW_TRACKING_URI, if set there too, receives runs and models.
+Runtime environment: HBT_RAY_HOME is where relative output folders start (without it ~/hbt_ray on the node that runs the
+job), MLFLOW_TRACKING_URI receives runs and models. `hbt-ray submit` hands both over where they are set.
+Resources: none for this script; every trial asks for those of a training.
 """
 
 import sys

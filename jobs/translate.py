@@ -1,13 +1,12 @@
-"""Translate a dataset into further languages, on the cluster that the job is submitted to.
+"""Translate a dataset into further languages; the same arguments go on with what is missing.
 
-Submit from the repository root; the same arguments go on with what is missing:
+    hbt-ray submit translate --corpus /data/corpus --dataset countries --from en --to de,tr --model facebook/m2m100_418M
+    ray job submit --working-dir . -- python jobs/translate.py \\
+        --corpus /data/corpus --dataset countries --from en --to de,tr --model facebook/m2m100_418M
 
-    ray job submit --working-dir . --runtime-env-json '{"env_vars": {"HBT_RAY_HOME": "/data"}}' \\
-        -- python jobs/translate.py --corpus /data/corpus --dataset countries --from en --to de,tr \\
-        --model facebook/m2m100_418M
-
-The corpus and a model that is a folder are at these paths on all nodes; the corpus may be s3://, the model a name of
-the hub, which each node downloads.
+Runtime environment: none. The corpus and a model that is a folder are at these paths on all nodes; the corpus may be
+s3://, the model a name of the hub, which each node downloads.
+Resources: none for this script; its actors ask for a CPU each, or a GPU where there are GPUs.
 """
 
 import sys

@@ -78,7 +78,9 @@ class Host:
             self._first = None
 
     def _popen(self, command: Sequence[str], env: Mapping[str, str]) -> Process:
-        own = {**os.environ, **env, "GLOO_SOCKET_IFNAME": self.device}  # else gloo takes the host name's, 127.0.0.1
+        several = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}  # of which a local Ray needs none
+        interface = {"GLOO_SOCKET_IFNAME": self.device}  # else gloo takes the host name's, 127.0.0.1
+        own = {**os.environ, **several, **env, **interface}
         with self.log.open("ab") as log:
             return subprocess.Popen(command, env=own, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 

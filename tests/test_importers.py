@@ -21,9 +21,9 @@ from hbt_ray.corpus.importers import (
     json_items,
     json_lines,
     lines,
+    text_fault,
     text_hash,
     usable_pairs,
-    usable_text,
 )
 from hbt_ray.corpus.pairs import ParallelPair
 from hbt_ray.corpus.records import read_records
@@ -727,6 +727,20 @@ class TestJson:
         assert found.reasons == list(self.REASONS)
         assert json.loads(found.rejected[0].text) == {"name": 7}
 
+    @pytest.mark.parametrize("opening", [b"[", b'{"a": ', b'[{"name": "a", "more": '])
+    def test_brackets_without_end(self, tmp_path: Path, opening: bytes) -> None:
+        """A hundred thousand brackets inside one another are a faulty file, or row, in little memory."""
+        depth = 100_000
+        deep = opening * depth
+        (tmp_path / "x.json").write_bytes(b'[{"name": "first"}, ' + deep)
+        with pytest.raises(CorpusError, match=r"after item 1: got brackets 65 deep; expected valid JSON"):
+            list(json_items(tmp_path / "x.json", "item", Row, pytest.fail, "en"))
+        (tmp_path / "x.jsonl").write_bytes(b'{"name": "first"}\n{"name": "second", "more": ' + deep + b"\n")
+        found = Found()
+        rows = list(json_lines(tmp_path / "x.jsonl", Row, found.rejected.append, "en"))
+        assert [row.name for _, row in rows] == ["first"]
+        assert found.reasons == [("2", "line is not JSON")]
+
     @pytest.mark.parametrize(
         ("data", "where", "received"),
         [
@@ -761,9 +775,9 @@ class TestJson:
     ],
     ids=range(8),
 )
-def test_usable_text(text: str, reason: str | None) -> None:
+def test_text_fault(text: str, reason: str | None) -> None:
     """Blank, cut or endless texts have a reason to be rejected, marks and emoji have none."""
-    assert usable_text(text) == reason
+    assert text_fault(text) == reason
 
 
 def test_text_hash() -> None:

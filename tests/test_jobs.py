@@ -1,16 +1,21 @@
-"""The whole path as users start it: quickstart, and `ray job submit` to a cluster."""
+"""The whole path as users start it: quickstart, and jobs submitted to a cluster that asks for a token."""
 
 from __future__ import annotations
 
 import json
 import os
+import pty
 import secrets
+import select
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 SHARED = ROOT.parent / "shared" / "datasets"
+SERVED = ("/api/version", "/api/jobs/", "/nodes?view=summary", "/api/v0/nodes", "/api/cluster_status")
 
 
 def command(*arguments: str, env: dict[str, str] | None = None, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -38,7 +44,7 @@ def command(*arguments: str, env: dict[str, str] | None = None, cwd: Path = ROOT
 
 def test_quickstart_trains_compares_registers_and_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One command: three arms far above the untrained encoder, a report, a registered model that embeds alike."""
-    done = command("hbt-ray", "quickstart", "--out", "q", cwd=tmp_path)
+    done = command("hbt-ray", "quickstart", "--out", "q", "--steps", "200", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     untrained = result["arms"]["untrained"]
@@ -94,7 +100,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
             Path("/tmp/ray/ray_current_cluster").unlink(missing_ok=True)
 
 
-def submitted(head: dict[str, str], home: Path, *job: str) -> None:
+def submitted_by_ray(head: dict[str, str], home: Path, *job: str) -> None:
     """`ray job submit` of one of our scripts, which must succeed; its output folder is below `home`."""
     done = command(
         "ray", "job", "submit", "--address", head["RAY_API_SERVER_ADDRESS"], "--working-dir", ".",
@@ -104,11 +110,16 @@ def submitted(head: dict[str, str], home: Path, *job: str) -> None:
 
 
 def test_a_submitted_job_trains_and_is_in_mlflow(head: dict[str, str], tmp_path: Path) -> None:
-    """`ray job submit -- python jobs/train.py` succeeds; its run and model are in the MLflow store."""
-    submitted(
-        head, tmp_path, "jobs/train.py", "jobs/configs/sample.yaml", "--set", "train.steps=40",
-        "--set", "train.validate_every=20",
-    )  # fmt: skip
+    """`hbt-ray submit train` is followed by the same command to its end; run and model are in the MLflow store."""
+    env = head | {"HBT_RAY_HOME": str(tmp_path)}
+    job = ["train", "jobs/configs/sample.yaml", "--set", "train.steps=40", "--set", "train.validate_every=20"]
+    left = command("hbt-ray", "submit", "--no-wait", *job, env=env)
+    assert left.returncode == 0, left.stderr
+    assert json.loads(left.stdout.splitlines()[-1])["job_id"] == "train.sample-hybrid"
+    followed = command("hbt-ray", "submit", *job, env=env)
+    assert followed.returncode == 0, followed.stdout + followed.stderr
+    assert "train.sample-hybrid is" in followed.stderr
+    assert '"steps": 40' in followed.stdout
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
@@ -123,7 +134,7 @@ def test_a_submitted_job_trains_and_is_in_mlflow(head: dict[str, str], tmp_path:
 
 def test_a_submitted_sweep_is_one_parent_with_its_trials(head: dict[str, str], tmp_path: Path) -> None:
     """`ray job submit -- python jobs/sweep.py`: two trials below one MLflow run, the better one's model registered."""
-    submitted(
+    submitted_by_ray(
         head, tmp_path, "jobs/sweep.py", "jobs/configs/sweep-sample.yaml", "--set", "search.trials=2",
         "--set", "settings.train.steps=20", "--set", "settings.train.validate_every=10",
         "--set", "settings.train.warmup_steps=5", "--set", "scheduler={name: none}",
@@ -145,6 +156,94 @@ def test_a_submitted_sweep_is_one_parent_with_its_trials(head: dict[str, str], t
     best = max(sweep["trials"], key=lambda trial: trial["score"])
     assert sweep["best"]["trial_id"] == best["trial_id"]
     assert "Multilingual mAP" in (folder / "sweep.html").read_text(encoding="utf-8")
+
+
+def test_a_job_ends_with_its_own_exit_code(head: dict[str, str], tmp_path: Path) -> None:
+    """A mistake in the configuration is the job's exit code 2 and message, as it is without a cluster."""
+    job = ["train", "jobs/configs/sample.yaml", "--set", "run.name=mistaken", "--set", "train.stepz=1"]
+    done = command("hbt-ray", "submit", *job, env=head | {"HBT_RAY_HOME": str(tmp_path)})
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "unknown key 'stepz'" in done.stdout
+    assert "train.mistaken: FAILED, exit code 2" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("token", "status", "refusal"),
+    [({"RAY_AUTH_MODE": "disabled"}, 401, "no token"), ({"RAY_AUTH_TOKEN": "0" * 64}, 403, "another token")],
+)
+def test_without_the_token_nothing_is_served(
+    head: dict[str, str], token: dict[str, str], status: int, refusal: str
+) -> None:
+    """Dashboard and job API refuse whoever has no token or another one, and so does a submission say."""
+    headers = {"Authorization": f"Bearer {token['RAY_AUTH_TOKEN']}"} if "RAY_AUTH_TOKEN" in token else {}
+    assert {answer(head, path, headers) for path in SERVED} == {status}
+    done = command("hbt-ray", "submit", "quickstart", env=head | token)
+    assert done.returncode == 2
+    assert f"got {refusal}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_with_the_token_everything_is_served(head: dict[str, str]) -> None:
+    """The same addresses, with the token."""
+    headers = {"Authorization": f"Bearer {head['RAY_AUTH_TOKEN']}"}
+    assert {answer(head, path, headers) for path in SERVED} == {200}
+
+
+def answer(head: dict[str, str], path: str, headers: dict[str, str]) -> int:
+    """HTTP status of a question to the dashboard."""
+    request = urllib.request.Request(head["RAY_API_SERVER_ADDRESS"] + path, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+def test_ctrl_c_asks_before_it_stops_a_job(head: dict[str, str], tmp_path: Path) -> None:
+    """Without a terminal Ctrl-C leaves the job running; on one it asks, and a yes stops the job: exit code 143."""
+    env = {**os.environ, **head, "HBT_RAY_HOME": str(tmp_path)}
+    job = ["train", "jobs/configs/sample.yaml", "--set", "run.name=stopped", "--set", "train.steps=100000"]
+    submit = ["env", "--default-signal=INT", str(BIN / "hbt-ray"), "submit", *job]  # a shell's `&` would ignore Ctrl-C
+    with watched(submit, env, terminal=False) as (process, output):
+        read_until(output, "Running entrypoint")
+        process.send_signal(signal.SIGINT)
+        read_until(output, "train.stopped goes on")
+        assert process.wait(60) == 130
+    with watched(submit, env, terminal=True) as (process, output):
+        assert "train.stopped is RUNNING already" in read_until(output, "Running entrypoint")
+        process.send_signal(signal.SIGINT)
+        read_until(output, "stop the job train.stopped? [y/N]")
+        os.write(output, b"y\n")
+        read_until(output, "train.stopped: STOPPED, exit code 143")
+        assert process.wait(60) == 143
+
+
+@contextmanager
+def watched(
+    command: list[str], env: dict[str, str], *, terminal: bool
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A command with a terminal, or with a pipe for its output; and the descriptor to read what it prints."""
+    ours, its = pty.openpty() if terminal else os.pipe()
+    stdin = its if terminal else subprocess.DEVNULL
+    process = subprocess.Popen(command, cwd=ROOT, env=env, stdin=stdin, stdout=its, stderr=its)
+    try:
+        yield process, ours
+    finally:
+        process.kill()
+        process.wait()
+        os.close(its)
+        os.close(ours)
+
+
+def read_until(descriptor: int, text: str) -> str:
+    """What is read until a text is there; fails if nothing comes for two minutes."""
+    shown = ""
+    while text not in shown:
+        ready, _, _ = select.select([descriptor], [], [], 120)
+        assert ready, shown
+        shown += os.read(descriptor, 65536).decode(errors="replace")
+    return shown
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the data sets beside the repository are absent")

@@ -10,18 +10,23 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hbt_ray.commands import import_format
+from hbt_ray.corpus.cleaning import CleaningSettings, clean
+from hbt_ray.corpus.leakage_reports import kept_reports
 from hbt_ray.corpus.pairs import ParallelPair
-from hbt_ray.corpus.shards import ShardedDataset
+from hbt_ray.corpus.shards import ShardedDataset, open_corpus
+from hbt_ray.corpus.validate import validate
 from hbt_ray.corpus.writer import write_pairs
-from hbt_ray.errors import BenchmarkError, ConfigError, CorpusError
+from hbt_ray.errors import BenchmarkError, ConfigError, CorpusError, ResourceError
 from hbt_ray.evaluation.benchmarks import load_benchmark
 from hbt_ray.evaluation.benchmarks.lareqa import load_lareqa
 from hbt_ray.leakage import LeakageReport, LeakageSettings, check_leakage, find_leakage, read_report
-from hbt_ray.leakage.articles import plain_title, read_titles
+from hbt_ray.leakage.articles import plain_title, read_titles, untitled_documents
 from hbt_ray.leakage.index import index_benchmark
 from hbt_ray.leakage.report import Finding
 from hbt_ray.storage import Folder
 
+FORMATS = Path(__file__).resolve().parent / "data" / "formats"
 DATASETS = Path(__file__).resolve().parents[2] / "shared" / "datasets"
 real_data = pytest.mark.skipif(not DATASETS.is_dir(), reason="needs the real data sets")
 
@@ -174,47 +179,152 @@ def test_percent_encoded_letters_of_titles() -> None:
     assert plain_title("100%") == "100%"
 
 
-def test_documents_without_names_are_not_called_clean(benchmark_folder: Path, tmp_path: Path) -> None:
+def test_documents_without_titles_are_not_called_clean(benchmark_folder: Path, tmp_path: Path) -> None:
     """Shards that keep only numbers of documents cannot be compared with titles: that must be accepted by someone."""
     benchmark = load_lareqa(benchmark_folder, "xquad-r")
     dataset = shards(tmp_path / "corpus", [pair()], named=False)
     report = find_leakage([dataset], benchmark, frozenset({"rhine (river)"}))
-    assert (report.status, report.exit_code, list(report.unnamed)) == ("incomplete", 3, ["train"])
+    assert (report.status, report.exit_code, report.untitled) == ("incomplete", 3, {"train": 1})
+    assert report.not_comparable == "1 document of train has no title"
     assert report.accept(["translated by hand from another encyclopedia"]).exit_code == 0
-    assert find_leakage([dataset], benchmark, None).status == "clean"
 
 
-def test_the_command_writes_report_and_findings(benchmark_folder: Path, tmp_path: Path) -> None:
-    """The JSON file holds what was found and by what data; read again it is the same report."""
-    dataset = shards(tmp_path / "corpus", [pair(query=QUESTION, group="Rhine (river)"), pair("b")])
-    out = tmp_path / "reports" / "leakage.json"
-    report = check_leakage(str(tmp_path / "corpus"), "xquad-r", tmp_path, out, languages=["de", "en"])
+def test_a_benchmark_without_titles_is_compared_by_its_texts(benchmark_folder: Path, tmp_path: Path) -> None:
+    """There is nothing for anyone to accept, and the report does not let it pass for a comparison of articles."""
+    report = find_leakage([shards(tmp_path, [pair()])], load_lareqa(benchmark_folder, "tatoeba"), None)
+    assert (report.status, report.not_comparable) == ("clean", "tatoeba gives no titles")
+    assert json.loads(report.to_json())["not_comparable"] == "tatoeba gives no titles"
+
+
+def test_an_id_is_no_title(benchmark_folder: Path, tmp_path: Path) -> None:
+    """Where the source knows no article, a document has the name of its passage: one such and there is no "clean"."""
+    report, _ = search(benchmark_folder, tmp_path, pair("a", group="p-a"), pair("b", group="p-b"), pair("c"))
+    assert (report.status, report.untitled) == ("incomplete", {"train": 2})
+    titled, _ = search(benchmark_folder, tmp_path, pair("a", group="p-b"), pair("b", group="Rhine"))
+    assert (titled.status, titled.not_comparable) == ("clean", "")
+
+
+def test_untitled_documents_are_counted_over_all_parts(tmp_path: Path) -> None:
+    """Once each, however many pairs and passages they have, in whatever part those are."""
+    pairs = [pair(str(i), group=f"p-{i - i % 3}" if i < 150 else "Lakes") for i in range(300)]
+    dataset = shards(tmp_path, pairs)
+    assert len(dataset.manifest.rows_per_part) > 1
+    assert (untitled_documents(dataset), dataset.manifest.groups) == (50, 51)
+
+
+@pytest.mark.parametrize(
+    ("format_name", "source", "options"),
+    [
+        ("belebele", "belebele", {}),
+        ("duorc", "duorc/SelfRC_train.json", {}),
+        ("mfaq", "mfaq", {}),
+        ("mmarco", "mmarco", {"languages": ["en", "de"]}),
+        ("mr-tydi", "mr_tydi", {"split": "train"}),
+        ("newsqa", "newsqa/combined-newsqa-data-v1.json", {}),
+        ("wikiqa", "wikiqa/WikiQA-train.tsv", {}),
+        ("yahoo-qa", "yahoo_qa/yahoo_answers_qa.csv", {}),
+    ],
+)
+def test_formats_without_articles(tmp_path: Path, format_name: str, source: str, options: dict[str, Any]) -> None:
+    """Numbers, hashes and web sites are no titles, also once the data are cleaned."""
+    import_format(format_name, str(FORMATS / source), str(tmp_path / "raw"), "d", **options)
+    raw = ShardedDataset.open(Folder(str(tmp_path / "raw" / "d")))
+    settings = CleaningSettings(pivot=raw.manifest.languages[0])
+    clean(raw, Folder(str(tmp_path / "clean")), settings)
+    for root in ("raw", "clean"):
+        dataset = ShardedDataset.open(Folder(str(tmp_path / root / "d")))
+        assert untitled_documents(dataset) == dataset.manifest.groups > 0
+
+
+@pytest.mark.parametrize(
+    ("format_name", "source", "options", "untitled"),
+    [
+        ("squad", "squad/dev-v2.0.json", {"language": "en"}, 0),
+        ("dpr-nq", "dpr_nq/biencoder-nq-train.json", {}, 0),
+        ("entity-questions", "entity_questions", {}, 0),
+        ("afriqa", "afriqa/gold_span_passages.afriqa.hau.en.train.json", {}, 1),
+    ],
+)
+def test_formats_with_articles(
+    tmp_path: Path, format_name: str, source: str, options: dict[str, Any], untitled: int
+) -> None:
+    """All titles are compared; of AfriQA's two usable passages one says no title."""
+    import_format(format_name, str(FORMATS / source), str(tmp_path), "d", **options)
+    dataset = ShardedDataset.open(Folder(str(tmp_path / "d")))
+    assert untitled_documents(dataset) == untitled < dataset.manifest.groups
+
+
+def test_the_command_keeps_report_and_findings(benchmark_folder: Path, tmp_path: Path) -> None:
+    """Beside the corpus and where it is told to: what was found and in what data; read again it is the same report."""
+    corpus, out = tmp_path / "corpus", tmp_path / "reports" / "mine.json"
+    shards(corpus, [pair(query=QUESTION, group="Rhine (river)"), pair("b")])
+    checked = check_leakage(str(corpus), "xquad-r", tmp_path, out, languages=["de", "en"])
     content = json.loads(out.read_text(encoding="utf-8"))
     assert (content["status"], content["severity"]) == ("leakage", {"text": 1, "article": 1})
     assert content["benchmark_hash"] == load_benchmark("xquad-r", tmp_path, ["en", "de"]).data_hash
-    lines = (tmp_path / "reports" / "leakage.findings.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (out.parent / "mine.findings.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["benchmark_text"] for line in lines] == [QUESTION]
-    assert read_report(out).to_json() == report.to_json()
-    assert report.covers({"train": dataset.data_hash}, content["benchmark_hash"])
-    assert sorted(path.name for path in out.parent.iterdir()) == ["leakage.findings.jsonl", "leakage.json"]
+    assert read_report(out).to_json() == checked.report.to_json()
+    assert sorted(path.name for path in out.parent.iterdir()) == ["mine.findings.jsonl", "mine.json"]
+    for address, copy in ((checked.address, out), (checked.findings, out.parent / "mine.findings.jsonl")):
+        assert Path(address).parent == corpus / "leakage"
+        assert Path(address).read_bytes() == copy.read_bytes()
 
 
-def test_a_report_covers_its_own_data_only(benchmark_folder: Path, tmp_path: Path) -> None:
-    """Another text in the shards, another dataset or another benchmark need a search of their own."""
-    report, _ = search(benchmark_folder, tmp_path, pair(), pair("b"))
-    own = {dataset.name: dataset.hash for dataset in report.datasets}
+def test_a_part_of_a_benchmark_does_not_replace_the_whole(benchmark_folder: Path, tmp_path: Path) -> None:
+    """Reports of different languages are kept side by side, in a corpus that stays one."""
+    corpus = tmp_path / "corpus"
+    shards(corpus, [pair()])
+    for languages in (["en"], ["en", "de"], ["de", "en"]):
+        check_leakage(str(corpus), "xquad-r", tmp_path, languages=languages)
+    kept = sorted(path.name for path in (corpus / "leakage").glob("*.json"))
+    assert kept == ["xquad-r.de.en.json", "xquad-r.en.json"]
+    assert [dataset.name for dataset in open_corpus(Folder(str(corpus)))] == ["train"]
+
+
+def test_a_report_stands_for_its_own_data_only(benchmark_folder: Path, tmp_path: Path) -> None:
+    """Other shards or one more dataset make it stale; fewer datasets than it is about do not."""
+    corpus = tmp_path / "corpus"
+    own = {name: shards(corpus, [pair(), pair("b")], name).data_hash for name in ("train", "more")}
     changed = shards(tmp_path / "changed", [pair(), pair("b", query="Another?")]).data_hash
-    assert report.covers(own, report.benchmark_hash)
-    assert not report.covers({"train": changed}, report.benchmark_hash)
-    assert not report.covers(own | {"other": own["train"]}, report.benchmark_hash)
-    assert not report.covers(own, "0" * 64)
+    check_leakage(str(corpus), "xquad-r", tmp_path, languages=["en", "de"])
+    cases = {
+        "clean": [own, {"train": own["train"]}],
+        "stale": [own | {"train": changed}, own | {"third": own["train"]}],
+    }
+    for status, trained in cases.items():
+        for hashes in trained:
+            (report,) = kept_reports([Folder(str(corpus)), Folder(str(corpus))], hashes)
+            assert report.status == status
+            assert report.benchmark_hash == load_benchmark("xquad-r", tmp_path, ["en", "de"]).data_hash
+
+
+def test_a_report_beside_a_dataset_is_found(benchmark_folder: Path, tmp_path: Path) -> None:
+    """Who searches one dataset of a corpus keeps the report in that dataset, which stays valid."""
+    dataset = shards(tmp_path / "corpus", [pair()])
+    check_leakage(dataset.folder.uri, "xquad-r", tmp_path, languages=["en", "de"])
+    (report,) = kept_reports([Folder(str(tmp_path / "corpus")), dataset.folder], {"train": dataset.data_hash})
+    assert (report.status, report.report) == ("clean", f"{dataset.folder.uri}/leakage/xquad-r.de.en.json")
+    validate(dataset)
+
+
+def test_a_file_that_is_no_report_is_noted(tmp_path: Path) -> None:
+    """A training that took days does not fail over it, and does not take it for a report either."""
+    folder = Folder(str(tmp_path))
+    for name, content in {"a": b"{}", "b": b"not JSON", "c": b"\xff", "d": b'{"status": "perfect"}'}.items():
+        folder.write(f"leakage/{name}.json", content)
+    folder.write("leakage/e.findings.jsonl", b"")
+    found = {report.benchmark: report for report in kept_reports([folder], {})}
+    assert {name: report.status for name, report in found.items()} == dict.fromkeys("abcd", "unreadable")
+    assert all(report.reasons[0] for report in found.values())
 
 
 def test_accepted_leakage_is_on_record(benchmark_folder: Path, tmp_path: Path) -> None:
     """The reason, and how much there was of what when it was accepted."""
     corpus, out = tmp_path / "corpus", tmp_path / "report.json"
     shards(corpus, [pair(group="Rhine_(river)")])
-    report = check_leakage(str(corpus), "xquad-r", tmp_path, out, languages=["en", "de"], accept=["one shared article"])
+    accept = ["one shared article"]
+    report = check_leakage(str(corpus), "xquad-r", tmp_path, out, languages=["en", "de"], accept=accept).report
     assert (report.status, report.exit_code) == ("accepted", 0)
     assert json.loads(out.read_text())["accepted"] == [{"reason": "one shared article", "text": 0, "article": 1}]
     clean, _ = search(benchmark_folder, tmp_path, pair())
@@ -222,7 +332,7 @@ def test_accepted_leakage_is_on_record(benchmark_folder: Path, tmp_path: Path) -
 
 
 def test_faulty_input_is_named(benchmark_folder: Path, tmp_path: Path) -> None:
-    """A report that is none, a folder without the benchmark's files, a damaged file."""
+    """A report that is none, a folder without the benchmark's files, a damaged file, a reason without a word."""
     (tmp_path / "report.json").write_text('{"status": "clean"}')
     with pytest.raises(ConfigError, match=r"report\.json"):
         read_report(tmp_path / "report.json")
@@ -235,6 +345,16 @@ def test_faulty_input_is_named(benchmark_folder: Path, tmp_path: Path) -> None:
         read_titles("xquad-r", benchmark_folder, ["en"])
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     assert read_titles("tatoeba", benchmark_folder, ["en"]) is None
+    with pytest.raises(ConfigError, match="Give the reason"):
+        check_leakage(str(tmp_path), "xquad-r", tmp_path, accept=["one shared article", " "])
+
+
+def test_a_corpus_that_cannot_be_written_is_refused_before_the_search(benchmark_folder: Path, tmp_path: Path) -> None:
+    """The report would have no place where training finds it."""
+    shards(tmp_path / "corpus", [pair()])
+    (tmp_path / "corpus" / "leakage").write_text("in the way")
+    with pytest.raises(ResourceError, match="leakage"):
+        check_leakage(str(tmp_path / "corpus"), "no-such-benchmark", tmp_path)
 
 
 def test_the_index_agrees_with_sets_of_words(benchmark_folder: Path) -> None:
@@ -276,7 +396,7 @@ def test_squad_dev_holds_all_of_xquad_r(tmp_path: Path) -> None:
     """All 1,190 questions, by id and by text, a sentence of each of the 240 paragraphs, all 48 articles."""
     shards(tmp_path / "corpus", list(squad("dev.json.gz")))
     out = tmp_path / "report.json"
-    report = check_leakage(str(tmp_path / "corpus"), "xquad-r", DATASETS, out)
+    report = check_leakage(str(tmp_path / "corpus"), "xquad-r", DATASETS, out).report
     assert {share.found for share in report.questions.values()} == {1190}
     assert report.findings["question, same id"] == 1190
     findings = [json.loads(line) for line in out.with_suffix(".findings.jsonl").read_text().splitlines()]

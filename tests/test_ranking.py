@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -146,7 +147,7 @@ def test_scores_are_right_in_rational_arithmetic() -> None:
 
 
 def big_retrieval(levels: int | None, queries: int = 2 * BLOCK_QUERIES + 3, dim: int = 12) -> Retrieval:
-    """Three languages, several blocks and strips; vectors of a few whole numbers, so with many ties, or of normals."""
+    """Three languages, several blocks; vectors of a few whole numbers, so with many ties, or of normals."""
     rng = np.random.default_rng(11)
 
     def vectors(rows: int) -> FloatArray:
@@ -181,9 +182,8 @@ def test_many_blocks(levels: int | None) -> None:
     ("name", "value"),
     [
         ("BLOCK_QUERIES", 7),
-        ("STRIP_ROWS", 5),
         ("TILE_COLUMNS", 64),
-        ("CHUNK_NUMBERS", 30),
+        ("TILE_COLUMNS", 1),
         ("UNDECIDED_SHARE", -1.0),  # always in float64
         ("UNDECIDED_SHARE", 2.0),  # never
     ],
@@ -192,7 +192,7 @@ def test_many_blocks(levels: int | None) -> None:
 def test_sizes_of_pieces_change_nothing(
     name: str, value: float, levels: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Blocks, strips, tiles across languages, chunks, and float32 or float64: the ranks are the same."""
+    """Blocks, tiles across and within languages, float32 or float64: the ranks are the same."""
     retrieval = big_retrieval(levels, queries=30)
     expected = ranks_by_float64_product(retrieval)
     monkeypatch.setattr(ranking, name, value)
@@ -253,6 +253,32 @@ def test_copies_of_a_candidate_score_bitwise_equal() -> None:
     better[:, ::17] = False
     np.testing.assert_array_equal(ranks.cell, better.sum(axis=1) + copies)
     np.testing.assert_array_equal(ranks.pool, 2 * better.sum(axis=1) + 2 * copies)
+
+
+@pytest.mark.parametrize("power", [-140, -17, -16, -1, 0, 1, 40])
+def test_the_scale_of_vectors_changes_nothing(power: int) -> None:
+    """Vectors times a power of two, scaled back for the float32 product or not, have the same ranks."""
+    queries, candidates, relevant = big_retrieval(None, queries=40)
+    expected = rank_queries(queries, candidate_pool(candidates), relevant)
+    scaled = [np.ldexp(part.astype(np.float64), power) for part in (queries, *candidates)]
+    assert_equal(rank_queries(scaled[0], candidate_pool(scaled[1:]), relevant), expected)
+    if power > -120:  # in float32 smaller ones lose bits
+        single = [part.astype(np.float32) for part in scaled]
+        assert_equal(rank_queries(single[0], candidate_pool(single[1:]), relevant), expected)
+
+
+def test_arrays_that_cannot_be_written_or_are_not_in_one_piece(tmp_path: Path) -> None:
+    """Vectors from a file, from Ray's object store or in another order of memory give the same ranks and top."""
+    queries, candidates, relevant = big_retrieval(None, queries=40)
+    expected = rank_queries(queries, candidate_pool(candidates), relevant)
+    np.save(tmp_path / "queries.npy", queries)
+    mapped = np.load(tmp_path / "queries.npy", mmap_mode="r")
+    fortran = [np.asfortranarray(part) for part in candidates]
+    assert_equal(rank_queries(mapped, candidate_pool(fortran), relevant), expected)
+    pool = candidate_pool(candidates)
+    for array in (pool.vectors, pool.approximate, pool.starts, relevant.offsets, relevant.columns):
+        array.flags.writeable = False
+    assert_equal(rank_queries(np.asfortranarray(queries), pool, relevant), expected)
 
 
 def test_scores_are_inner_products_as_given() -> None:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
-from faulty_s3 import BUCKET, FaultyS3, environment, serve
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.models.m2m_100.tokenization_m2m_100 import FAIRSEQ_LANGUAGE_CODES as M2M100_CODES
 from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES as FLORES_CODES
@@ -28,7 +27,7 @@ from hbt_ray.corpus.sample import sample_pairs
 from hbt_ray.corpus.shards import MANIFEST, ShardedDataset
 from hbt_ray.corpus.validate import validate
 from hbt_ray.corpus.writer import write_pairs
-from hbt_ray.errors import ConfigError, CorpusError, ModelError, UserError
+from hbt_ray.errors import ConfigError, CorpusError, ModelError, ResourceError, UserError
 from hbt_ray.storage import Folder
 from hbt_ray.translation import gates as reasons
 from hbt_ray.translation import models, pieces, pipeline, scratch
@@ -314,6 +313,25 @@ def test_results_are_found_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         Lookup(work, folder, tmp_path / "scratch")
 
 
+def test_a_full_local_disk_is_named(tmp_path: Path) -> None:
+    """Pieces and answers that do not fit: a ResourceError that says where, and no work list."""
+    write_corpus(str(tmp_path), 60)
+    dataset = ShardedDataset.open(Folder(str(tmp_path)) / "facts")
+    wanted = settings(str(tmp_path), tmp_path, ["de"])
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text("".join(json.dumps({"pair_id": str(i), "answers": ["Euro"] * 9}) + "\n" for i in range(200)))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        with pytest.raises(ResourceError, match=r"hbt-ray-.*TMPDIR"):
+            work_list(dataset, wanted, Folder(str(tmp_path / "work")), "")
+        with pytest.raises(ResourceError, match=r"answers\.sqlite: got .*TMPDIR"):
+            Answers(answers, "en", tmp_path / "answers.sqlite", pytest.fail)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not (tmp_path / "work").exists()
+
+
 def test_answers_are_found_by_pair(tmp_path: Path) -> None:
     """Every well-formed line counts, blank answers do not, the others are rejected with their number."""
     path = tmp_path / "answers.jsonl"
@@ -542,27 +560,3 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(checkpoints: dict[str, 
     assert unbroken["translated"] == 2 * unbroken["pieces"]
     assert files(tmp_path / "killed" / "facts") == files(tmp_path / "whole" / "facts")
     validate(ShardedDataset.open(Folder(str(tmp_path / "killed")) / "facts"))
-
-
-@pytest.fixture
-def storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
-    with serve(FaultyS3(share=0.05)) as faulty:
-        for name, value in environment(faulty.endpoint).items():
-            monkeypatch.setenv(name, value)
-        yield faulty
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_shards_on_s3_are_those_on_disk(storage: FaultyS3, checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    """Work, results and shards on a storage that fails now and then are byte for byte those of a local folder."""
-    ends = []
-    for root in (str(tmp_path / "local"), f"s3://{BUCKET}/translated"):
-        write_corpus(root, 30)
-        # In a process of its own, whose Ray knows where the storage is.
-        ends.append(finished(started(settings(root, checkpoints["m2m100"], ["de"]), tmp_path)))
-    assert ends[0] == ends[1]
-    remote = Folder(f"s3://{BUCKET}/translated")
-    assert {name: remote.read(name) for name in remote.sizes()} == files(tmp_path / "local")
-    assert storage.faults
-    validate(ShardedDataset.open(remote / "facts"))

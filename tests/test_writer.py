@@ -17,10 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from faulty_s3 import BUCKET, FaultyS3, environment, serve
+from faulty_s3 import BUCKET, Fault, FaultyS3, environment, serve
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hbt_ray import storage
 from hbt_ray.corpus import writer
 from hbt_ray.corpus.documents import DOCUMENTS
 from hbt_ray.corpus.importers import RejectedRow
@@ -30,7 +31,7 @@ from hbt_ray.corpus.shards import GROUPS, MANIFEST, SCHEMA, ShardedDataset, part
 from hbt_ray.corpus.validate import validate
 from hbt_ray.corpus.writer import Rejections, add_language, write_pairs
 from hbt_ray.errors import ConfigError, CorpusError, ResourceError
-from hbt_ray.storage import Folder
+from hbt_ray.storage import Folder, Retries
 
 LANGUAGES = ("en", "de", "th")
 CELLS = ["query", "passage", "negatives"]
@@ -54,7 +55,7 @@ def reference(
             }
             buffer = io.BytesIO()
             table = pa.table(columns, schema=SCHEMA)
-            pq.write_table(table, buffer, row_group_size=rows_per_group, compression="zstd")
+            pq.write_table(table, buffer, row_group_size=rows_per_group, compression="zstd", write_statistics=False)
             files[part_name(lang, part)] = buffer.getvalue()
     for lang in languages:
         present = np.array([[lang in pair.query for pair in rows], [lang in pair.passage for pair in rows]])
@@ -157,7 +158,7 @@ def test_counts_beside_the_size_of_a_part(tmp_path: Path, count: int) -> None:
 
 
 def test_bytes_of_the_sample(tmp_path: Path) -> None:
-    """The embedded sample, whose numbers are published, has the bytes it always had."""
+    """The embedded sample, whose numbers are published, has the rows it always had."""
     name = "currencies"
     pairs, languages = sample_pairs()[name], DATASETS["currencies"].languages
     manifest = write_pairs(Folder(str(tmp_path)), name, iter(pairs), languages, {}, rows_per_group=64)
@@ -262,18 +263,25 @@ def test_full_local_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """Local disk without room is a ResourceError that says how to use another one; nothing is written."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    monkeypatch.setattr(writer, "TemporaryDirectory", lambda prefix: full_scratch(scratch))
+    monkeypatch.setattr(writer, "scratch_folder", lambda: full_scratch(scratch))
     with pytest.raises(ResourceError, match=r"scratch/pairs: got No space left on device.*TMPDIR"):
         write_pairs(Folder(str(tmp_path / "out")), "mt", some_pairs(20), LANGUAGES, {})
     assert not (tmp_path / "out").exists()
 
 
 @contextmanager
-def full_scratch(folder: Path) -> Iterator[str]:
+def full_scratch(folder: Path) -> Iterator[Path]:
     """A scratch folder on whose disk nothing fits any more."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "open", lambda path, mode: FullFile(path, mode.replace("b", "")))
-        yield str(folder)
+        yield folder
+
+
+def test_no_local_disk_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no temporary folder can be made, the error says which variable names another place."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
+    with pytest.raises(ResourceError, match=r"No such file or directory.*TMPDIR"):
+        write_pairs(Folder(str(tmp_path / "out")), "mt", some_pairs(20), LANGUAGES, {})
 
 
 class FullFile(io.FileIO):
@@ -424,6 +432,23 @@ def test_nothing_rejected_leaves_no_file(tmp_path: Path) -> None:
     assert files_of(tmp_path) == {}
 
 
+def test_rejections_are_there_before_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dataset whose manifest is there is complete, with what was left out of it."""
+    names: list[str] = []
+    write = Folder.write
+    upload = Folder.upload
+    monkeypatch.setattr(Folder, "write", lambda self, name, data: (names.append(name), write(self, name, data))[1])
+    monkeypatch.setattr(Folder, "upload", lambda self, local: (names.append(self.uri[-8:]), upload(self, local))[1])
+    root = Folder(str(tmp_path))
+    with Rejections(root / "mt", "import") as reject:
+        reject(ROW)
+        manifest = write_pairs(root, "mt", some_pairs(5), LANGUAGES, {"rejected": reject.counts}, rejections=reject)
+    assert names[-2:] == ["rejected", MANIFEST]
+    assert names.count("rejected") == 1
+    assert manifest.provenance["rejected"] == {ROW.reason: 1}
+    assert "rejected/import.jsonl" in files_of(tmp_path / "mt")
+
+
 def test_rejections_of_a_failed_import(tmp_path: Path) -> None:
     """Where an import ends for want of usable rows, what was rejected can be looked at."""
 
@@ -441,11 +466,44 @@ def test_rejections_of_a_failed_import(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Folder]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
     with serve(FaultyS3()) as server:
         for name, value in environment(server.endpoint).items():
             monkeypatch.setenv(name, value)
-        yield Folder(f"s3://{BUCKET}/corpus")
+        yield server
+
+
+@pytest.fixture
+def bucket(server: FaultyS3) -> Folder:
+    return Folder(f"s3://{BUCKET}/corpus", Retries(3, first_wait=0.001, longest_wait=0.01))
+
+
+@pytest.mark.parametrize(
+    ("fault", "received"),
+    [("denied", "ACCESS_DENIED.*AWS_ACCESS_KEY_ID"), ("dropped before", "3 attempts"), ("slow down", "SLOW_DOWN")],
+)
+def test_a_storage_lost_during_an_import(
+    fault: Fault, received: str, server: FaultyS3, bucket: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file that could not be written is named, no manifest vouches for the rest, and the next import is whole."""
+    lost, write = part_name("th", 1), Folder.write
+
+    def losing(self: Folder, name: str, data: bytes) -> None:
+        server.failing = fault if name == lost else None
+        write(self, name, data)
+
+    pairs = some_pairs(25)
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "OWN_REQUESTS", 1)
+        patch.setattr(Folder, "write", losing)
+        with pytest.raises(ResourceError, match=rf"^s3://{BUCKET}/corpus/mt/{lost}: got .*{received}"):
+            write_pairs(bucket, "mt", pairs, LANGUAGES, {}, rows_per_part=10)
+    server.failing = None
+    assert part_name("en", 1) in (bucket / "mt").sizes()
+    with pytest.raises(CorpusError, match=f"no {MANIFEST}.*run the import again"):
+        ShardedDataset.open(bucket / "mt")
+    write_pairs(bucket, "mt", pairs, LANGUAGES, {}, rows_per_part=10)
+    validate(ShardedDataset.open(bucket / "mt"))
 
 
 def test_import_and_one_more_language_on_s3(bucket: Folder, tmp_path: Path) -> None:

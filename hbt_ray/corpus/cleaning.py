@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tempfile
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -28,9 +27,9 @@ from hbt_ray.corpus.documents import document_names
 from hbt_ray.corpus.importers import Reject, RejectedRow
 from hbt_ray.corpus.near_duplicates import Clusters, ShingleStore, first_of_equal
 from hbt_ray.corpus.pairs import ParallelPair
-from hbt_ray.corpus.shards import SCHEMA, Manifest, ShardedDataset
+from hbt_ray.corpus.shards import SCHEMA, Manifest, ShardedDataset, WholeReader
 from hbt_ray.corpus.shingles import Hashes, Rows, mixed, shingles
-from hbt_ray.corpus.spill import local_disk
+from hbt_ray.corpus.spill import local_disk, scratch_folder
 from hbt_ray.corpus.writer import Rejections, write_pairs
 from hbt_ray.errors import ConfigError
 from hbt_ray.settings_file import Section
@@ -139,8 +138,8 @@ def clean(source: ShardedDataset, target: Folder, settings: CleaningSettings) ->
     if settings.pivot not in source.manifest.languages:
         known = ", ".join(source.manifest.languages)
         raise ConfigError("pivot", repr(settings.pivot), f"one of {known}", "Choose the language to compare texts in.")
-    with tempfile.TemporaryDirectory(prefix="hbt-ray-cleaning-") as scratch, Rejections(folder, "cleaning") as reject:
-        verdict = _verdict(source, settings, Path(scratch))
+    with scratch_folder() as scratch, Rejections(folder, "cleaning") as reject:
+        verdict = _verdict(source, settings, scratch)
         record: dict[str, Any] = {
             "settings": settings.model_dump(),
             "rows": source.manifest.rows,
@@ -157,6 +156,7 @@ def clean(source: ShardedDataset, target: Folder, settings: CleaningSettings) ->
             rows_per_part=max(source.manifest.rows_per_part),
             rows_per_group=source.manifest.rows_per_group,
             name_documents=document_names(source) is not None,
+            rejections=reject,
         )
         return Cleaned(manifest, source.manifest.rows, verdict.merged_passages, dict(reject.counts))
 
@@ -276,23 +276,23 @@ def _stored_shingles(
 def _key_texts(source: ShardedDataset, pivot: str) -> Iterator[_KeyTexts]:
     """All rows, some row groups at a time."""
     languages = [pivot, *(lang for lang in source.manifest.languages if lang != pivot)]
-    starts = source.group_starts
+    starts, reader = source.group_starts, WholeReader(source)
+    sizes: list[int] = np.diff(starts).tolist()
     at_once = max(1, _ROWS_AT_ONCE // source.manifest.rows_per_group)
     for first in range(0, len(starts) - 1, at_once):
         groups = range(first, min(first + at_once, len(starts) - 1))
-        parts = [_key_texts_of_group(source, group, languages) for group in groups]
+        parts = [_key_texts_of_group(reader, group, sizes[group], languages) for group in groups]
         queries, passages, passage_ids = (list(chain.from_iterable(column)) for column in zip(*parts, strict=True))
         yield _KeyTexts(int(starts[first]), queries, passages, passage_ids)
 
 
 def _key_texts_of_group(
-    source: ShardedDataset, group: int, languages: Sequence[str]
+    reader: WholeReader, group: int, rows: int, languages: Sequence[str]
 ) -> tuple[list[str], list[str], list[str]]:
     """Queries, passages and passage ids of a row group; a text is that of the first language that has one."""
-    rows = int(source.group_starts[group + 1] - source.group_starts[group])
     queries, passages, passage_ids = [""] * rows, [""] * rows, [""] * rows
     for lang in languages:
-        table = source.read_group(lang, group, ["query", "passage", "passage_id"])
+        table = reader.read_group(lang, group, ["query", "passage", "passage_id"])
         passage_ids = table["passage_id"].to_pylist()
         queries = _filled(queries, table["query"])
         passages = _filled(passages, table["passage"])
@@ -335,8 +335,9 @@ def _cleaned_pairs(source: ShardedDataset, verdict: _Verdict, reject: Reject) ->
 
 def _rows(source: ShardedDataset) -> Iterator[tuple[str, str, dict[str, dict[str, Any]]]]:
     """Of every row the pair id, the passage id, and column -> language -> what the cell holds."""
+    reader = WholeReader(source)
     for group in range(len(source.group_starts) - 1):
-        tables = {lang: source.read_group(lang, group, SCHEMA.names).to_pydict() for lang in source.manifest.languages}
+        tables = {lang: reader.read_group(lang, group, SCHEMA.names).to_pydict() for lang in source.manifest.languages}
         keys = next(iter(tables.values()))
         for i, (pair_id, passage_id) in enumerate(zip(keys["pair_id"], keys["passage_id"], strict=True)):
             yield (

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, BinaryIO, TypeVar
+from urllib.parse import unquote
 
 import ijson  # type: ignore[import-untyped]
 import numpy as np
@@ -25,11 +26,14 @@ from pydantic import AfterValidator, BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
 
 from hbt_ray.corpus.pairs import ParallelPair
+from hbt_ray.corpus.spill import scratch_folder
 from hbt_ray.errors import ConfigError, CorpusError
 from hbt_ray.languages import language
+from hbt_ray.storage import Folder
 
 MAX_TEXT_CHARACTERS = 1_000_000  # of one question or passage; more is a file that was read in a wrong way
 MAX_LINE_BYTES = 64 << 20  # a file without line ends must not end up in memory
+MAX_NESTING = 64  # brackets around a value of JSON; ijson's memory grows with the square of their number
 
 NOT_UTF8 = "line is not UTF-8"
 NOT_JSON = "line is not JSON"
@@ -76,23 +80,17 @@ def usable_pairs(pairs: Sequence[ParallelPair], languages: Sequence[str]) -> npt
     return query.T @ passage
 
 
-def text_fault(text: str) -> str | None:
-    """What makes a text unfit for training, as "is ..." or "holds ...", or None when nothing does."""
+def text_fault(text: str, what: str = "text") -> str | None:
+    """The reason to reject a text, which is called `what` in it: "text is blank"; None when there is none."""
     if not text or text.isspace():
-        return "is blank"
+        return f"{what} is blank"
     if "\0" in text:
-        return "holds a NUL character"
+        return f"{what} holds a NUL character"
     if len(text) > MAX_TEXT_CHARACTERS:
-        return f"is longer than {MAX_TEXT_CHARACTERS:,} characters"
+        return f"{what} is longer than {MAX_TEXT_CHARACTERS:,} characters"
     if not text.isascii() and not _is_unicode(text):
-        return "holds half a surrogate pair"
+        return f"{what} holds half a surrogate pair"
     return None
-
-
-def usable_text(text: str) -> str | None:
-    """The reason to reject a text, "text is blank", or None when there is none."""
-    fault = text_fault(text)
-    return fault and f"text {fault}"
 
 
 def _is_unicode(text: str) -> bool:
@@ -106,7 +104,7 @@ def _is_unicode(text: str) -> bool:
 
 def _checked_text(text: str) -> str:
     if fault := text_fault(text):
-        raise PydanticCustomError(UNUSABLE, "usable text (this {fault})", {"fault": fault})
+        raise PydanticCustomError(UNUSABLE, "usable text ({fault})", {"fault": fault})
     return text
 
 
@@ -124,6 +122,30 @@ def check_language(code: str, where: str) -> None:
         language(code, where)
     except ConfigError as error:
         raise CorpusError(where, error.received, error.expected, error.fix) from error
+
+
+@contextmanager
+def local_source(source: str) -> Iterator[Path]:
+    """The file or folder to import as a local path; what is at an `s3://` address is copied to local disk for a while.
+
+    Raises:
+        CorpusError: nothing is at the address.
+        ResourceError: a storage that cannot be read, or local disk is full.
+    """
+    if "://" not in source:
+        yield Path(source)
+        return
+    address, question_mark, options = source.partition("?")
+    parent, _, name = address.rstrip("/").rpartition("/")
+    with scratch_folder() as scratch:
+        copy = scratch / unquote(name)
+        Folder(source).download(copy)
+        if not copy.exists():  # a file, or nothing
+            try:
+                Folder(f"{parent}{question_mark}{options}").download(scratch, [copy.name])
+            except FileNotFoundError:
+                raise CorpusError(source, "nothing there", "a file or folder", "Correct the address.") from None
+        yield copy
 
 
 @contextmanager
@@ -219,7 +241,8 @@ def json_items(
         if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
             file.seek(0)
         try:
-            for number, item in enumerate(ijson.items(file, prefix, use_float=True), start=1):
+            events = ijson.parse(_flat(ijson.basic_parse(file, use_float=True)))
+            for number, item in enumerate(ijson.items(events, prefix), start=1):
                 try:
                     row = model.model_validate(item)
                 except ValidationError as error:
@@ -236,13 +259,27 @@ def json_items(
         raise CorpusError(str(path), f"nothing at {prefix}", "items there", "Check that this is the right file.")
 
 
+def _flat(events: Iterable[tuple[str, object]]) -> Iterator[tuple[str, object]]:
+    """The events of a parser. Raises ijson.JSONError where brackets stand deeper than in any format."""
+    depth = 0
+    for event in events:
+        kind = event[0]
+        if kind in ("start_map", "start_array"):
+            depth += 1
+            if depth > MAX_NESTING:
+                raise ijson.JSONError(f"brackets {depth} deep")
+        elif kind in ("end_map", "end_array"):
+            depth -= 1
+        yield event
+
+
 def invalid_reason(error: ValidationError) -> str:
     """The first fault that pydantic found as the reason of a RejectedRow; equal faults give equal reasons."""
     fault = error.errors(include_url=False)[0]
     if fault["type"] == "json_invalid":
         return NOT_JSON
     fields = ".".join(str(step) for step in fault["loc"] if isinstance(step, str))
-    message = f"text {fault['ctx']['fault']}" if fault["type"] == UNUSABLE else fault["msg"]
+    message = fault["ctx"]["fault"] if fault["type"] == UNUSABLE else fault["msg"]
     return f"field {fields or 'top level'}: {message}"
 
 

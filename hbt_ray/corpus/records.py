@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,7 +30,7 @@ from hbt_ray.corpus.importers import (
     text_hash,
 )
 from hbt_ray.corpus.pairs import ParallelPair
-from hbt_ray.corpus.spill import Spill
+from hbt_ray.corpus.spill import Spill, scratch_folder
 from hbt_ray.errors import CorpusError
 
 BUCKET_BYTES = 64 << 20  # of a source, joined in memory at once
@@ -222,7 +221,7 @@ def _buckets(rows: Rows, count: int) -> Iterator[Iterable[tuple[int, Record]]]:
     if count <= 1:
         yield rows
         return
-    with TemporaryDirectory(prefix="hbt-ray-") as scratch, Spill(Path(scratch) / "rows") as spill:
+    with scratch_folder() as scratch, Spill(scratch / "rows") as spill:
         places = [array("q") for _ in range(count)]
         while block := list(islice(rows, 8 * ROWS_AT_ONCE)):
             for bucket, part in _by_bucket(block, count).items():

@@ -103,7 +103,7 @@ class ShardedDataset:
             raw["languages"] = tuple(raw["languages"])
             raw["rows_per_part"] = tuple(raw["rows_per_part"])
             manifest = Manifest(**raw)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise CorpusError(where, repr(error), "a manifest", "Run the import again.") from None
         for lang in manifest.languages:
             language(lang, where)
@@ -131,7 +131,7 @@ class ShardedDataset:
         """int64 [parts + 1]: first row of each part, and the number of rows."""
         return np.cumsum((0, *self.manifest.rows_per_part), dtype=np.int64)
 
-    def _location(self, group: int) -> tuple[int, int]:
+    def location(self, group: int) -> tuple[int, int]:
         """(part, row group inside the part) of a row group."""
         row = self.group_starts[group]
         part = int(np.searchsorted(self._part_starts, row, side="right")) - 1
@@ -194,7 +194,7 @@ class ShardedDataset:
 
     def read_group(self, lang: str, group: int, columns: Sequence[str]) -> pa.Table:
         """One (row group, language) cell. Raises CorpusError if its file is missing."""
-        part, index = self._location(group)
+        part, index = self.location(group)
         name = part_name(lang, part)
 
         def cell(file: pa.NativeFile) -> pa.Table:
@@ -206,10 +206,14 @@ class ShardedDataset:
             raise self._missing(name) from None
 
     def read_part(self, lang: str, part: int) -> pa.Table:
-        """One whole part of a language."""
+        """One whole part of a language. Raises CorpusError if its file is missing."""
+        return pq.read_table(io.BytesIO(self.part_bytes(lang, part)), schema=SCHEMA)
+
+    def part_bytes(self, lang: str, part: int) -> bytes:
+        """The file of a part. Raises CorpusError if it is missing."""
         name = part_name(lang, part)
         try:
-            return pq.read_table(io.BytesIO(self.folder.read(name)), schema=SCHEMA)
+            return self.folder.read(name)
         except FileNotFoundError:
             raise self._missing(name) from None
 
@@ -223,6 +227,24 @@ class ShardedDataset:
             "the file the manifest lists",
             "Run the import again.",
         )
+
+
+class WholeReader:
+    """Cells of a dataset for those who read all of them in order: a part is fetched once, as a whole.
+
+    In memory stays a file of each language that is read.
+    """
+
+    def __init__(self, dataset: ShardedDataset) -> None:
+        self._dataset = dataset
+        self._open: dict[str, tuple[int, pq.ParquetFile]] = {}  # language -> number of the part, and the part
+
+    def read_group(self, lang: str, group: int, columns: Sequence[str]) -> pa.Table:
+        """One (row group, language) cell. Raises CorpusError if its file is missing."""
+        part, index = self._dataset.location(group)
+        if lang not in self._open or self._open[lang][0] != part:
+            self._open[lang] = part, pq.ParquetFile(io.BytesIO(self._dataset.part_bytes(lang, part)))
+        return self._open[lang][1].read_row_group(index, columns=list(columns))
 
 
 def open_corpus(root: Folder, names: Sequence[str] | None = None) -> list[ShardedDataset]:

@@ -1,11 +1,11 @@
-"""Arrow batches on local disk, for what is too large for memory and is read again in another order."""
+"""Local disk for what is too large for memory: temporary folders, and Arrow batches that are read in another order."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 
@@ -59,11 +59,20 @@ class Spill:
 
 
 @contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder on local disk, below TMPDIR, that ends with the context. Raises ResourceError if none can be made."""
+    with local_disk("temporary folder"):  # the search for a disk with room is part of this call
+        folder = TemporaryDirectory(prefix="hbt-ray-")
+    with folder:
+        yield Path(folder.name)
+
+
+@contextmanager
 def local_disk(path: str) -> Iterator[None]:
     """Turn a full or failing local disk into a ResourceError."""
     try:
         yield
     except OSError as error:
-        reason = error.strerror or os.strerror(error.errno or 0)
+        reason = error.strerror or str(error)
         fix = "Free some space or set TMPDIR to a folder on another disk."
         raise ResourceError(path, reason, "local disk for temporary files", fix) from error

@@ -151,7 +151,7 @@ def _read_pivot(path: Path, exclude: Sequence[Path]) -> _Pivot:
 
 def _check_pivot_text(text: str, what: str, where: str) -> None:
     if fault := text_fault(text):
-        expected = f"usable text (this {fault})"
+        expected = f"usable text ({fault})"
         raise CorpusError(f"{where}, {what}", shown(text), expected, "Mend the English file, it is the pivot.")
 
 
@@ -196,14 +196,14 @@ def _add_paragraph(
     homes = {pivot.passage_id[q.id] for q in paragraph.qas if _question_fault(q, pivot) is None}
     unusable = _paragraph_fault(homes, pivot)
     for question in paragraph.qas:
-        reason = _question_fault(question, pivot) or unusable or _text_reason("question", question.question)
+        reason = _question_fault(question, pivot) or unusable or text_fault(question.question, "question")
         if reason is None and question.id in cells.query:
             reason = REPEATED_ID
         if reason is None:
             cells.query[question.id] = question.question
         else:
             yield question.id, reason, question.question
-    reason = unusable or _text_reason("paragraph", paragraph.context)
+    reason = unusable or text_fault(paragraph.context, "paragraph")
     if reason is None:
         (home,) = homes
         if cells.passage.setdefault(home, paragraph.context) != paragraph.context:
@@ -225,8 +225,3 @@ def _paragraph_fault(homes: set[str], pivot: _Pivot) -> str | None:
     if homes & pivot.excluded:
         return EXCLUDED
     return AMBIGUOUS if len(homes) > 1 else None
-
-
-def _text_reason(what: str, text: str) -> str | None:
-    fault = text_fault(text)
-    return fault and f"{what} {fault}"

@@ -14,11 +14,10 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby, pairwise, zip_longest
 from operator import itemgetter
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -32,7 +31,7 @@ from hbt_ray.corpus.documents import DOCUMENTS, documents_bytes
 from hbt_ray.corpus.importers import RejectedRow
 from hbt_ray.corpus.pairs import ParallelPair
 from hbt_ray.corpus.shards import GROUPS, MANIFEST, SCHEMA, Bits, Manifest, ShardedDataset, part_name, presence_name
-from hbt_ray.corpus.spill import Spill, local_disk
+from hbt_ray.corpus.spill import Spill, local_disk, scratch_folder
 from hbt_ray.errors import ConfigError, CorpusError
 from hbt_ray.languages import checked_codes
 from hbt_ray.storage import Folder, sha256
@@ -61,6 +60,7 @@ def write_pairs(
     rows_per_part: int = 65_536,
     rows_per_group: int = 256,
     name_documents: bool = True,
+    rejections: Rejections | None = None,
 ) -> Manifest:
     """Write pairs as aligned shards, rows shuffled once by `seed`; the manifest comes last.
 
@@ -77,6 +77,7 @@ def write_pairs(
         rows_per_part: rows of a file.
         rows_per_group: rows of a row group, the smallest unit that is read.
         name_documents: whether `group` is a name to keep, or only tells documents apart.
+        rejections: of the source of the pairs, to be written before the manifest.
 
     Raises:
         CorpusError: no pairs, duplicate pair_id, blank text, a pair without query or passage in any language, or
@@ -86,9 +87,9 @@ def write_pairs(
     """
     wanted = None if languages is None else checked_codes(languages, f"languages of {dataset}")
     with (
-        TemporaryDirectory(prefix="hbt-ray-") as scratch,
-        Spill(Path(scratch) / "pairs") as spilled,
-        Spill(Path(scratch) / "parts") as sorted_by_part,
+        scratch_folder() as scratch,
+        Spill(scratch / "pairs") as spilled,
+        Spill(scratch / "parts") as sorted_by_part,
     ):
         blocks = [_spilled_block(block, spilled) for block in _blocks(_checked(dataset, pairs, wanted))]
         if not blocks:
@@ -98,7 +99,7 @@ def write_pairs(
         shards = _scattered(blocks, spilled, sorted_by_part, seed, rows_per_part, name_documents)
         spilled.close()  # its room is needed no longer
         shape = Manifest(dataset, found, shards.rows_per_part, rows_per_group, shards.documents, seed, {}, {})
-        return _write_shards(root / dataset, shape, shards, provenance)
+        return _write_shards(root / dataset, shape, shards, provenance, rejections)
 
 
 def add_language(
@@ -156,8 +157,8 @@ def add_language(
 class Rejections:
     """A `Reject` that writes what an importer leaves out to `<folder>/rejected/<name>.jsonl`, a JSON object per row.
 
-    A context manager: the file is copied to the folder at the end, also when a CorpusError ends the import. Where
-    nothing was rejected there is no file, nor one of an earlier import.
+    A context manager: the file is copied to the folder at the end, if `write` did not do that before, also when a
+    CorpusError ends the import. Where nothing was rejected there is no file, nor one of an earlier import.
 
     Args:
         folder: of the dataset, local or `s3://`.
@@ -169,31 +170,41 @@ class Rejections:
 
     def __init__(self, folder: Folder, name: str) -> None:
         self.counts: Counter[str] = Counter()
+        self._is_written = False
         self._folder = folder / "rejected"
         self._name = f"{name}.jsonl"
 
     def __enter__(self) -> Rejections:
-        self._scratch = TemporaryDirectory(prefix="hbt-ray-")
-        self._file = (Path(self._scratch.name) / self._name).open("w", encoding="utf-8", newline="\n")
+        with ExitStack() as stack:
+            self._scratch = stack.enter_context(scratch_folder())
+            with local_disk(str(self._scratch)):
+                self._file = (self._scratch / self._name).open("w", encoding="utf-8", newline="\n")
+            self._stack = stack.pop_all()
         return self
 
     def __call__(self, row: RejectedRow) -> None:
         """Record a row. Raises ResourceError if local disk is full."""
         line = json.dumps(asdict(row), ensure_ascii=False).encode(errors="surrogatepass").decode(errors="replace")
-        with local_disk(self._scratch.name):
+        with local_disk(str(self._scratch)):
             self._file.write(line + "\n")
         self.counts[row.reason] += 1
 
+    def write(self) -> None:
+        """Copy the file to the folder; nothing more is rejected from then on. Raises ResourceError."""
+        with local_disk(str(self._scratch)):
+            self._file.close()
+        if self.counts:
+            self._folder.upload(self._scratch)
+        else:
+            self._folder.remove(self._name)
+        self._is_written = True
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        with self._scratch:
-            with local_disk(self._scratch.name):
+        with self._stack:
+            if not self._is_written and (error is None or isinstance(error, CorpusError)):
+                self.write()
+            with suppress(OSError):  # of a full disk, which another error has told of
                 self._file.close()
-            if error is not None and not isinstance(error, CorpusError):
-                return
-            if self.counts:
-                self._folder.upload(Path(self._scratch.name))
-            else:
-                self._folder.remove(self._name)
 
 
 # --- pairs as they come ----------------------------------------------------------------------------------------------
@@ -411,7 +422,13 @@ def _names(block: _Block, number: int, spill: Spill) -> Iterator[tuple[str, int]
 # --- shards ----------------------------------------------------------------------------------------------------------
 
 
-def _write_shards(folder: Folder, shape: Manifest, shards: _Scattered, provenance: Mapping[str, Any]) -> Manifest:
+def _write_shards(
+    folder: Folder,
+    shape: Manifest,
+    shards: _Scattered,
+    provenance: Mapping[str, Any],
+    rejections: Rejections | None,
+) -> Manifest:
     """Write all files of a dataset; `shape` is its manifest but for files, usable cells and provenance."""
     folder.remove(MANIFEST)  # while an older import is replaced, the folder is not complete
     bits = {lang: _no_bits(shape.rows) for lang in shape.languages}
@@ -430,6 +447,8 @@ def _write_shards(folder: Folder, shape: Manifest, shards: _Scattered, provenanc
     files[GROUPS] = _put(folder, GROUPS, _npy_bytes(shards.groups))
     if shards.names is not None:
         files[DOCUMENTS] = _put(folder, DOCUMENTS, shards.names)
+    if rejections is not None:
+        rejections.write()
     usable = {lang: _usable(bits[lang]) for lang in shape.languages}
     manifest = replace(shape, files=files, usable=usable, provenance=_plain(provenance))
     _write_manifest(folder, manifest)
@@ -458,7 +477,8 @@ def _shard(ids: pa.Table, cells: pa.Table) -> pa.Table:
 
 def _parquet_bytes(table: pa.Table, rows_per_group: int) -> bytes:
     buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, SCHEMA, compression="zstd") as writer:
+    # Nobody asks for the least and the greatest text of a row group; they would make footers five times as large.
+    with pq.ParquetWriter(buffer, SCHEMA, compression="zstd", write_statistics=False) as writer:
         for start in range(0, table.num_rows, rows_per_group):
             writer.write_table(table.slice(start, rows_per_group).cast(SCHEMA), row_group_size=rows_per_group)
     return buffer.getvalue()

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hbt_ray.corpus.documents import document_names
-from hbt_ray.corpus.shards import ShardedDataset
+from hbt_ray.corpus.shards import ShardedDataset, WholeReader
 
 SAMPLES = 5
 BINS_PER_DOUBLING = 2  # of the histograms of lengths
@@ -180,8 +180,9 @@ def _repeated(hashes: npt.NDArray[np.uint64]) -> int:
 
 def _tables(dataset: ShardedDataset, lang: str, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
     """First row and cells of every row group."""
+    reader = WholeReader(dataset)
     for group, start in enumerate(dataset.group_starts[:-1].tolist()):
-        yield start, dataset.read_group(lang, group, columns)
+        yield start, reader.read_group(lang, group, columns)
 
 
 # Lengths

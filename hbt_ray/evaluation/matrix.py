@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -162,31 +163,19 @@ def query_language_result(
     collection: Collection, query_language: str, ranks: Ranks, *, full_depth: bool
 ) -> QueryLanguageResult:
     """Cells, rows and pool ranks of one query language from its ranks; bias needs `full_depth`."""
-    qrels = collection.qrels[query_language]
+    qrels, languages = collection.qrels[query_language], list(collection.candidates)
     identity = _identity_columns(collection, query_language)
-    cells: list[Cell] = []
-    tables: list[pa.Table] = []
-
-    def add(candidate_language: str, judged: Judged, bias: FloatColumns) -> None:
-        counts = np.diff(judged.offsets)
-        rows = np.flatnonzero(counts)
-        if not len(rows):
-            return
-        measures = {name: values[rows] for name, values in query_measures(judged).items()}
-        cells.append(Cell(query_language, candidate_language, len(rows), cell_measures(measures)))
-        columns = {name: values[rows] for name, values in bias.items()}
-        tables.append(_per_query_rows(identity, candidate_language, rows, counts[rows], measures, columns))
-
-    for column, candidate_language in enumerate(collection.candidates):
-        add(candidate_language, _judged_in_language(qrels, ranks.cell, column), {})
-    pool_ranks = best_rank_per_language(qrels, ranks.pool, len(collection.candidates))
-    bias: FloatColumns = {}
-    if collection.merged_pool:
-        own = list(collection.candidates).index(query_language) if query_language in collection.candidates else None
-        size = sum(len(texts.ids) for texts in collection.candidates.values())
-        bias = query_bias(pool_ranks, own, size) if full_depth else {}
-        add(ALL_LANGUAGES, Judged(qrels.offsets, ranks.pool, qrels.grade), bias)
-    return QueryLanguageResult(cells, pa.concat_tables(tables), pool_ranks, bias)
+    in_cells = _judged_by_language(qrels, ranks.cell, len(languages))
+    cells, rows = _measured(query_language, identity, languages, in_cells, {})
+    pool_ranks = best_rank_per_language(qrels, ranks.pool, len(languages))
+    if not collection.merged_pool:
+        return QueryLanguageResult(cells, rows, pool_ranks, {})
+    own = languages.index(query_language) if query_language in languages else None
+    size = sum(len(texts.ids) for texts in collection.candidates.values())
+    bias = query_bias(pool_ranks, own, size) if full_depth else {}
+    in_pool = Judged(qrels.offsets, ranks.pool, qrels.grade)
+    pool_cell, pool_rows = _measured(query_language, identity, [ALL_LANGUAGES], in_pool, bias)
+    return QueryLanguageResult([*cells, *pool_cell], pa.concat_tables([rows, pool_rows]), pool_ranks, bias)
 
 
 def best_rank_per_language(qrels: Qrels, pool_ranks: IntArray, languages: int) -> IntArray:
@@ -215,11 +204,46 @@ def signature(benchmark: Benchmark, *, model: str, depth: int | None, seed: int 
     )
 
 
-def _judged_in_language(qrels: Qrels, ranks: IntArray, column: int) -> Judged:
-    """The relevant candidates of one language alone."""
-    inside = qrels.language == column
-    offsets = np.concatenate(([0], np.cumsum(inside)))[qrels.offsets]
-    return Judged(offsets, ranks[inside], qrels.grade[inside])
+def _judged_by_language(qrels: Qrels, ranks: IntArray, languages: int) -> Judged:
+    """The relevant candidates by language and query: row language * Q + query has those of one cell and query."""
+    queries = len(qrels.offsets) - 1
+    row = qrels.language * queries + np.repeat(np.arange(queries), np.diff(qrels.offsets))
+    offsets = np.concatenate(([0], np.cumsum(np.bincount(row, minlength=languages * queries))))
+    order = np.argsort(row, kind="stable")
+    return Judged(offsets, ranks[order], qrels.grade[order])
+
+
+def _measured(
+    query_language: str,
+    identity: Mapping[str, pa.Array],
+    candidate_languages: Sequence[str],
+    judged: Judged,
+    bias: FloatColumns,
+) -> tuple[list[Cell], pa.Table]:
+    """Cells and rows of PER_QUERY_SCHEMA from the relevant candidates by candidate language and query.
+
+    A query without a relevant candidate in a cell has no row there, a cell without a row is left out.
+    """
+    relevant = np.diff(judged.offsets)
+    known = np.flatnonzero(relevant)
+    measures = {name: values[known] for name, values in query_measures(judged).items()}
+    language, query = np.divmod(known, len(relevant) // len(candidate_languages))
+    bounds = np.searchsorted(language, np.arange(len(candidate_languages) + 1)).tolist()
+    cells = [
+        Cell(query_language, name, stop - start, cell_measures({m: v[start:stop] for m, v in measures.items()}))
+        for name, (start, stop) in zip(candidate_languages, pairwise(bounds), strict=True)
+        if stop > start
+    ]
+    undefined = pa.nulls(len(known), pa.float64())
+    columns = {
+        **{name: values.take(pa.array(query)) for name, values in identity.items()},
+        "candidate_language": pa.array(candidate_languages, pa.string()).take(pa.array(language)),
+        "relevant": pa.array(relevant[known]),
+        **{name: pa.array(values) for name, values in measures.items()},
+        # NaN, undefined for this query, becomes null.
+        **{name: pa.array(bias[name][query], from_pandas=True) if name in bias else undefined for name in QUERY_BIAS},
+    }
+    return cells, pa.table(columns, schema=PER_QUERY_SCHEMA)
 
 
 def _identity_columns(collection: Collection, query_language: str) -> dict[str, pa.Array]:
@@ -229,23 +253,3 @@ def _identity_columns(collection: Collection, query_language: str) -> dict[str, 
         "query_id": pa.array(ids, pa.string()),
         "question": pa.array(question_ids(collection, query_language), pa.string()),
     }
-
-
-def _per_query_rows(
-    identity: Mapping[str, pa.Array],
-    candidate_language: str,
-    rows: IntArray,
-    relevant: IntArray,
-    measures: FloatColumns,
-    bias: FloatColumns,
-) -> pa.Table:
-    empty = pa.nulls(len(rows), pa.float64())
-    columns = {
-        **{name: values.take(pa.array(rows)) for name, values in identity.items()},
-        "candidate_language": pa.repeat(candidate_language, len(rows)),
-        "relevant": pa.array(relevant),
-        **{name: pa.array(values) for name, values in measures.items()},
-        # NaN, undefined for this query, becomes null.
-        **{name: pa.array(bias[name], from_pandas=True) if name in bias else empty for name in QUERY_BIAS},
-    }
-    return pa.table(columns, schema=PER_QUERY_SCHEMA)

@@ -52,16 +52,19 @@ def query_measures(judged: Judged) -> dict[str, FloatArray]:
     rows = judged.rows
     relevant = np.diff(judged.offsets)
     places = np.arange(1, len(rows) + 1) - judged.offsets[rows]  # 1, 2, ... within each query
-    depths = np.where(judged.ranks > 0, judged.ranks, np.inf)  # what was not retrieved then adds 1 / inf = 0
-    ordered = depths[np.lexsort((depths, rows))]
-    ideal = judged.grades[np.lexsort((-judged.grades, rows))]
+    unseen, best = judged.ranks.max(initial=0) + 1, judged.grades.max(initial=0)
+    ranks = np.where(judged.ranks > 0, judged.ranks, unseen)
+    ordered = _sorted_in_rows(rows, ranks)
+    # what was not retrieved adds 1 / inf = 0
+    depths, ordered_depths = (np.where(values < unseen, values, np.inf) for values in (ranks, ordered))
+    ideal = best - _sorted_in_rows(rows, best - judged.grades)
 
     def total(terms: NDArray[Any]) -> FloatArray:
         return np.bincount(rows, weights=terms, minlength=len(relevant)).astype(np.float64, copy=False)
 
-    first = total(np.where((places == 1) & (ordered <= CUT_OFF), 1 / ordered, 0.0))
+    first = total(np.where((places == 1) & (ordered_depths <= CUT_OFF), 1 / ordered_depths, 0.0))
     return {
-        "mAP": _ratio(total(places / ordered), relevant),
+        "mAP": _ratio(total(places / ordered_depths), relevant),
         **{f"R@{depth}": _ratio(total(depths <= depth), relevant) for depth in RECALL_DEPTHS},
         f"nDCG@{CUT_OFF}": _ratio(total(_gains(judged.grades, depths)), total(_gains(ideal, places))),
         f"MRR@{CUT_OFF}": np.where(relevant > 0, first, np.nan),
@@ -77,6 +80,13 @@ def macro_average(cells: Iterable[Mapping[str, float]]) -> dict[str, float | Non
     """The mean over cells, each counting once whatever its number of queries; None if there is no cell."""
     rows = list(cells)
     return {name: float(np.mean([row[name] for row in rows])) if rows else None for name in MEASURES}
+
+
+def _sorted_in_rows(rows: IntArray, values: IntArray) -> IntArray:
+    """The values [M], not negative, in ascending order within each row; rows ascend."""
+    first = rows * (values.max(initial=0) + 1)
+    ascending: IntArray = np.sort(first + values) - first
+    return ascending
 
 
 def _gains(grades: IntArray, depths: NDArray[Any]) -> FloatArray:

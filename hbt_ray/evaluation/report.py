@@ -266,12 +266,11 @@ def write_comparison(
     matrix = is_matrix(systems[0].cells)
     hub = hub_language(systems[0].cells)
     names = [system.name for system in systems]
-    all_notes = [note for system in systems for note in system.metrics["notes"]]
     return write_page(
         out / REPORT_FILE,
         "comparison.html",
         title=title,
-        notes=list(dict.fromkeys((*all_notes, *notes))),
+        notes=_compared_notes(systems, notes),
         metrics=systems[0].metrics,
         measures=MEASURES,
         settings=SETTINGS,
@@ -378,6 +377,20 @@ def _check_systems(systems: Sequence[System]) -> None:
             raise BenchmarkError(
                 where, received, f"{expected}, as {names[0]} has", "Compare systems evaluated on the same data."
             )
+
+
+def _compared_notes(systems: Sequence[System], notes: Sequence[str]) -> list[str]:
+    """All notes, each once; where systems differ in what they may be called, the lines say which they are about."""
+    named: dict[str, list[str]] = {}
+    own: list[str] = []
+    for system in systems:
+        line = system.metrics.get("zero_shot", {}).get("why")
+        own += [note for note in system.metrics["notes"] if note != line]
+        if line:
+            named.setdefault(line, []).append(system.name)
+    alike = [names for names in named.values() if len(names) == len(systems)]
+    lines = [line if alike else f"{', '.join(names)}: {line}" for line, names in named.items()]
+    return list(dict.fromkeys([*own, *(note for note in notes if note not in named), *lines]))
 
 
 def _evaluation_data(metrics: Metrics) -> str:

@@ -6,19 +6,25 @@ Sources spell one title in several ways: `Group_(mathematics)`, `Group (mathemat
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hbt_ray.corpus.cleaning import folded
 from hbt_ray.corpus.documents import document_names
 from hbt_ray.corpus.importers import invalid, opened
-from hbt_ray.corpus.shards import ShardedDataset
+from hbt_ray.corpus.shards import ShardedDataset, WholeReader
 from hbt_ray.errors import BenchmarkError
 from hbt_ray.evaluation.benchmarks.lareqa import LAREQA_LANGUAGES
 
 _ENDINGS = (".json", ".json.gz")
+# Their documents are web sites, or ids of articles. Where a document is called as its passage is, that shows by itself.
+_FORMATS_WITHOUT_TITLES = ("mfaq", "mr-tydi", "wikiqa")
 
 
 class _Article(BaseModel):
@@ -64,6 +70,24 @@ def shared_documents(dataset: ShardedDataset, titles: Collection[str]) -> list[t
     if names is None:
         return None
     return [(number, str(name)) for number, name in enumerate(names) if plain_title(str(name)) in titles]
+
+
+def untitled_documents(dataset: ShardedDataset) -> int:
+    """How many documents have no title to compare: no name at all, or an id for a name.
+
+    Importers give a passage without an article a document of its own, named by the passage's id.
+    """
+    names = document_names(dataset)
+    if names is None or dataset.manifest.provenance.get("format") in _FORMATS_WITHOUT_TITLES:
+        return dataset.manifest.groups
+    reader, lang = WholeReader(dataset), dataset.manifest.languages[0]
+    documents = dataset.groups()
+    untitled = np.zeros(dataset.manifest.groups, dtype=bool)
+    for group, (start, stop) in enumerate(pairwise(dataset.group_starts.tolist())):
+        numbers = documents[start:stop]
+        ids = reader.read_group(lang, group, ["passage_id"])["passage_id"].combine_chunks()
+        untitled[numbers[np.asarray(pc.equal(names.take(pa.array(numbers)), ids))]] = True
+    return int(untitled.sum())
 
 
 def _files(name: str, data: Path, languages: Sequence[str]) -> list[Path]:

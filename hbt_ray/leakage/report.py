@@ -17,6 +17,8 @@ from hbt_ray.storage import write_whole
 CLEAN, LEAKAGE, INCOMPLETE, ACCEPTED = "clean", "leakage", "incomplete", "accepted"
 EXIT_CODES = {CLEAN: 0, ACCEPTED: 0, LEAKAGE: 3, INCOMPLETE: 3}
 
+_DERIVED = ("status", "severity", "not_comparable")  # in the file for those who read it; made anew from the rest
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -114,7 +116,7 @@ class LeakageReport:
         listed: the first of each kind.
         articles: training documents that are articles of the benchmark.
         has_titles: whether the benchmark's articles have titles; without them articles cannot be compared.
-        unnamed: datasets whose documents have no names to compare with those titles.
+        untitled: dataset -> documents that have no title to compare with those, where there are any.
         accepted: why what was found is accepted.
     """
 
@@ -128,7 +130,7 @@ class LeakageReport:
     listed: Sequence[Finding]
     articles: Sequence[Article]
     has_titles: bool
-    unnamed: Sequence[str]
+    untitled: Mapping[str, int]
     accepted: Sequence[Acceptance] = ()
 
     @property
@@ -138,12 +140,25 @@ class LeakageReport:
 
     @property
     def status(self) -> str:
-        """`clean`, `leakage`, `incomplete` (nothing found, articles not compared) or, with a reason, `accepted`."""
+        """`clean`, `leakage`, `incomplete` (nothing found, articles not comparable) or, with a reason, `accepted`.
+
+        For a benchmark whose articles have no titles, `clean` is about texts; `not_comparable` says so.
+        """
         if self.text_findings or self.articles:
             return ACCEPTED if self.accepted else LEAKAGE
-        if self.unnamed:
+        if self.untitled:
             return ACCEPTED if self.accepted else INCOMPLETE
         return CLEAN
+
+    @property
+    def not_comparable(self) -> str:
+        """Why articles, or some of them, could not be compared; empty if all were."""
+        if not self.has_titles:
+            return f"{self.benchmark} gives no titles"
+        return ", ".join(
+            f"{counted(count, 'document')} of {name} {'has' if count == 1 else 'have'} no title"
+            for name, count in self.untitled.items()
+        )
 
     @property
     def exit_code(self) -> int:
@@ -151,21 +166,21 @@ class LeakageReport:
         return EXIT_CODES[self.status]
 
     def accept(self, reasons: Sequence[str]) -> LeakageReport:
-        """The report with reasons to live with what it found or could not compare; a clean one stays as it is."""
+        """The report with reasons to live with what it found or could not compare; a clean one stays as it is.
+
+        Raises ConfigError for a reason without a word.
+        """
+        check_reasons(reasons)
         if self.status == CLEAN:
             return self
         accepted = [Acceptance(reason, self.text_findings, len(self.articles)) for reason in reasons]
         return replace(self, accepted=[*self.accepted, *accepted])
 
-    def covers(self, datasets: Mapping[str, str], benchmark_hash: str) -> bool:
-        """Whether the report stands for training on datasets (name -> hash) and evaluating on a benchmark."""
-        searched = {dataset.name: dataset.hash for dataset in self.datasets}
-        return benchmark_hash == self.benchmark_hash and datasets.items() <= searched.items()
-
     def to_json(self) -> str:
-        """The report with its status and totals."""
+        """The report with what follows from it (_DERIVED)."""
         totals = {"text": self.text_findings, "article": len(self.articles)}
-        content = {"status": self.status, "severity": totals} | asdict(replace(self, settings=None))  # type: ignore[arg-type]
+        derived = dict(zip(_DERIVED, (self.status, totals, self.not_comparable), strict=True))
+        content = derived | asdict(replace(self, settings=None))  # type: ignore[arg-type]
         return json.dumps(content | {"settings": self.settings.model_dump()}, indent=2, ensure_ascii=False)
 
     def write(self, path: Path) -> None:
@@ -174,12 +189,24 @@ class LeakageReport:
         write_whole(path, self.to_json())
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things: 1 text, 2 texts."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def check_reasons(reasons: Sequence[str]) -> None:
+    """Raise ConfigError for a reason without a word."""
+    for reason in reasons:
+        if not reason.strip():
+            raise ConfigError("--accept", repr(reason), "why what is found may be there", "Give the reason.")
+
+
 def read_report(path: Path) -> LeakageReport:
     """A report from its file. Raises ConfigError if it is none."""
     expected = "a report of hbt-ray data leakage"
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        content = {name: value for name, value in content.items() if name not in ("status", "severity")}
+        content = {name: value for name, value in content.items() if name not in _DERIVED}
         return TypeAdapter(LeakageReport).validate_python(content)
     except OSError as error:
         raise ConfigError(str(path), error.strerror, expected, "Check the path.") from None

@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from hbt_ray.corpus.cleaning import folded
 from hbt_ray.corpus.documents import document_names
-from hbt_ray.corpus.shards import ShardedDataset
+from hbt_ray.corpus.shards import ShardedDataset, WholeReader
 from hbt_ray.evaluation.benchmarks import Benchmark
-from hbt_ray.leakage.articles import shared_documents
+from hbt_ray.leakage.articles import shared_documents, untitled_documents
 from hbt_ray.leakage.index import CANDIDATE, QUESTION, BenchmarkIndex, LeakageSettings, index_benchmark
 from hbt_ray.leakage.report import Article, Finding, LeakageReport, Searched, Share
 
@@ -72,7 +72,7 @@ def find_leakage(
         listed=list(chain.from_iterable(tally.listed.values())),
         articles=articles,
         has_titles=titles is not None,
-        unnamed=[] if titles is None else [dataset.name for dataset in datasets if document_names(dataset) is None],
+        untitled={} if titles is None else _untitled(datasets),
     )
 
 
@@ -146,11 +146,12 @@ def _repeated_texts(dataset: ShardedDataset, index: BenchmarkIndex) -> Iterator[
 def _tables(dataset: ShardedDataset, lang: str) -> Iterator[tuple[int, pa.Table]]:
     """First row and cells of some row groups at a time."""
     columns = ["pair_id", "passage_id", "query", "passage", "negatives"]
+    reader = WholeReader(dataset)
     starts = dataset.group_starts
     at_once = max(1, _ROWS_AT_ONCE // dataset.manifest.rows_per_group)
     for first in range(0, len(starts) - 1, at_once):
         groups = range(first, min(first + at_once, len(starts) - 1))
-        yield int(starts[first]), pa.concat_tables(dataset.read_group(lang, group, columns) for group in groups)
+        yield int(starts[first]), pa.concat_tables(reader.read_group(lang, group, columns) for group in groups)
 
 
 def _cells(column: pa.ChunkedArray) -> tuple[list[int], list[str]]:
@@ -218,3 +219,9 @@ def _shared_articles(dataset: ShardedDataset, titles: Collection[str] | None) ->
     shared = shared_documents(dataset, titles) or []
     rows = np.bincount(dataset.groups(), minlength=dataset.manifest.groups)
     return [Article(dataset.name, name, int(rows[number])) for number, name in shared]
+
+
+def _untitled(datasets: Sequence[ShardedDataset]) -> dict[str, int]:
+    """Dataset -> documents without a title, where there are any."""
+    counts = {dataset.name: untitled_documents(dataset) for dataset in datasets}
+    return {name: count for name, count in counts.items() if count}

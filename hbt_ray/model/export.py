@@ -77,7 +77,10 @@ def _write(path: Path, content: object) -> None:
 
 
 def write_training(folder: Path, facts: dict[str, Any]) -> None:
-    """Put what the encoder was trained on beside it, for reports: languages, datasets, mix, seed, steps, notes."""
+    """Put what the encoder was trained on beside it, for reports: languages, datasets, mix, seed, steps, notes.
+
+    `data_hashes`, `leakage`, `chosen_on` and the like in `backbone_training` are what a claim of zero-shot rests on.
+    """
     _write(folder / TRAINING_FILE, facts)
 
 

@@ -90,7 +90,7 @@ def run_study(study: StudyConfig, on_progress: OnProgress = lambda line: None) -
     tracked = open_run(store, study.base.tracking.experiment, study.name, folder, _parameters(study))
     try:
         with environment({TRACKING_VARIABLE: store.uri}):  # whatever folder a command writes to
-            outcomes = _train_and_evaluate(study, runs, folder, store, tracked.run_id, on_progress)
+            outcomes = _train_and_evaluate(study, runs, folder, store, on_progress)
         result = {
             **_description(study),
             "benchmarks": {
@@ -180,13 +180,13 @@ def _read_result(folder: Path) -> dict[str, Any]:
 
 
 def _train_and_evaluate(
-    study: StudyConfig, runs: Sequence[StudyRun], folder: Path, store: Store, parent_run: str, on_progress: OnProgress
+    study: StudyConfig, runs: Sequence[StudyRun], folder: Path, store: Store, on_progress: OnProgress
 ) -> list[Outcome]:
     """The outcomes of all runs, in their order; the models of those that finished have been evaluated."""
     cluster = study.base.cluster
     with ray_session(cluster.workers * cluster.cpus_per_worker), interrupted_by_sigterm():
         concurrent = concurrent_runs(study.base, study.concurrent, "concurrent")
-        outcomes = train_all(runs, concurrent, store, parent_run, on_progress)
+        outcomes = train_all(runs, concurrent, store, folder, on_progress)
         _check_baseline(study, outcomes)
         _evaluate_all(study, outcomes, folder, on_progress)
     return outcomes

@@ -29,7 +29,7 @@ OnProgress: TypeAlias = Callable[[str], None]
 
 
 def train_all(
-    runs: Sequence[StudyRun], concurrent: int, store: Store, parent_run: str, on_progress: OnProgress
+    runs: Sequence[StudyRun], concurrent: int, store: Store, parent_run: Path, on_progress: OnProgress
 ) -> list[Outcome]:
     """The outcomes of runs, in their order; what has finished before is not started again, what has failed is.
 
@@ -37,7 +37,7 @@ def train_all(
         runs: what to train.
         concurrent: how many at a time.
         store: where their MLflow runs are.
-        parent_run: MLflow run of the study.
+        parent_run: folder of the study, below whose MLflow run theirs are shown.
         on_progress: told what has ended, and how.
     """
     outcomes = {run.name: outcome for run in runs if (outcome := _finished(run)) is not None}
@@ -65,7 +65,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def _trained(
-    runs: Sequence[StudyRun], concurrent: int, store: Store, parent_run: str
+    runs: Sequence[StudyRun], concurrent: int, store: Store, parent_run: Path
 ) -> Iterator[tuple[StudyRun, Outcome]]:
     """Each run with its outcome, as they end."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -92,7 +92,7 @@ def _result(ended: Any, run: StudyRun) -> Outcome:
     return outcome
 
 
-def _train(run: StudyRun, parent_run: str) -> Outcome:
+def _train(run: StudyRun, parent_run: Path) -> Outcome:
     """Train one run, in a process of Ray."""
     started = time.monotonic()
     try:

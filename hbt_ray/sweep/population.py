@@ -13,7 +13,6 @@ import hashlib
 import json
 import math
 import random
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +28,7 @@ from hbt_ray import commands
 from hbt_ray.config import Config
 from hbt_ray.errors import ConfigError
 from hbt_ray.storage import Folder
-from hbt_ray.tracking.runs import RUN_FILE, run_of_folder, tracking_store
+from hbt_ray.tracking.runs import run_of_folder, share_run, tracked_folders, tracking_store
 from hbt_ray.train.checkpoint import CheckpointAddress, accepted
 from hbt_ray.train.metrics_log import validated
 from hbt_ray.train.retrieval import PREFIX, Retrieval
@@ -134,7 +133,7 @@ class PopulationTrial(Protocol):
         config: of every trial, complete but for run.name and mix.alpha.
         interval_steps: steps between exchanges.
         retrieval: what to retrieve at validations.
-        parent_run: MLflow run of the sweep.
+        parent_run: folder of the sweep, below whose MLflow run the trial's is shown.
         score: what to maximise, of the metrics of a validation, named without `validation/`.
     """
 
@@ -147,7 +146,7 @@ class PopulationTrial(Protocol):
     @property
     def retrieval(self) -> Retrieval: ...  # noqa: D102
     @property
-    def parent_run(self) -> str | None: ...  # noqa: D102
+    def parent_run(self) -> Path | None: ...  # noqa: D102
     def score(self, metrics: Mapping[str, float], /) -> float: ...  # noqa: D102
 
 
@@ -223,16 +222,15 @@ def _plain(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def _feed_the_trials_run(run_dir: Path, trial: str) -> None:
     """Let a new run folder feed the MLflow run of the trial's first interval."""
-    first = next(run_dir.parent.glob(f"{trial}-0-*/{RUN_FILE}"), None)
-    if first is not None and not (run_dir / RUN_FILE).exists():
-        run_dir.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(first, run_dir / RUN_FILE)
+    for first in tracked_folders(run_dir.parent, f"{trial}-0-*")[:1]:
+        share_run(first, run_dir)
 
 
 def _tag(run_dir: Path, tags: Mapping[str, str]) -> None:
     run = run_of_folder(run_dir, tracking_store(run_dir.parent))
     assert run is not None, f"commands.train opened a run for {run_dir}"
     run.set_tags(tags)
+    run.settle()
 
 
 # --- the population --------------------------------------------------------------------------------------------------

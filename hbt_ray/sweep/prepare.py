@@ -58,10 +58,11 @@ class Prepared:
         return self.folder / RUNS
 
     def config(self, settings: Mapping[str, Any]) -> Config:
-        """The base configuration with more settings, holding out what all trials hold out."""
+        """The base configuration with more settings, holding out what all trials hold out and chosen on the same."""
         base = self.sweep.base
         seed = base.run.seed if base.data.hold_out.seed is None else base.data.hold_out.seed
-        return base.replaced({"data.hold_out.seed": seed, **settings})
+        shared = {"data.hold_out.seed": seed, "run.chosen_on": [self.benchmark.name]}
+        return base.replaced({**shared, **settings})
 
 
 def prepare(sweep: SweepConfig) -> Prepared:

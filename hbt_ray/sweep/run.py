@@ -27,14 +27,14 @@ from hbt_ray.sweep.results import FAILED, FINISHED, STOPPED, Entry, best_entry, 
 from hbt_ray.sweep.search import ENVIRONMENT, OnProgress, concurrent_runs, run_trials
 from hbt_ray.sweep.settings import SweepConfig
 from hbt_ray.sweep.trial import TrialContext, plain, run_name
-from hbt_ray.tracking.registry import register
 from hbt_ray.tracking.runs import (
-    RUN_FILE,
     TRACKING_VARIABLE,
     Store,
     TrackedRun,
+    is_open,
     open_run,
     run_of_folder,
+    tracked_folders,
     tracking_store,
 )
 from hbt_ray.train.control import interrupted_by_sigterm
@@ -141,16 +141,16 @@ def _tracked(prepared: Prepared) -> Iterator[TrackedRun]:
 
 def _close_unfinished(runs: Path, store: Store) -> None:
     """Trials that were cut off cannot say so themselves."""
-    for record in runs.glob(f"*/{RUN_FILE}"):
-        run = _tracked_run(record.parent, store)
-        if run.client.get_run(run.run_id).info.status == "RUNNING":
+    for run_dir in tracked_folders(runs):
+        run = run_of_folder(run_dir, store)
+        if run is not None and is_open(run_dir):
             run.finish("KILLED")
 
 
-def _tracked_run(run_dir: Path, store: Store) -> TrackedRun:
-    run = run_of_folder(run_dir, store)
-    assert run is not None, f"{run_dir} has been tracked"
-    return run
+def _run_of_trial(entry: Entry, runs: Path, store: Store) -> TrackedRun | None:
+    """The MLflow run of a trial; the runs of a population's member all feed the same one."""
+    folders = tracked_folders(runs, f"{entry['run_name']}*")
+    return run_of_folder(folders[-1], store) if folders else None
 
 
 # --- trials ----------------------------------------------------------------------------------------------------------
@@ -165,13 +165,13 @@ def _swept(prepared: Prepared, run: TrackedRun, concurrent: int, on_progress: On
             {"run.out": str(prepared.runs), "data.root": prepared.root, "tracking.registered_model": None}
         ),
         retrieval=prepared.retrieval,
-        parent_run=run.run_id,
+        parent_run=prepared.folder,
         tracking_uri=run.store.uri,
         current_folder=str(Path.cwd()),
     )
     trials = run_trials(context, prepared.folder, concurrent, _curves(prepared), on_progress)
     entries = trial_entries(trials, sweep, prepared.runs)
-    _close(entries, run.store)
+    _close(entries, prepared.runs, run.store)
     best = best_entry(entries)
     if best is None:
         reason = next((entry["error"] for entry in entries if entry["status"] == FAILED), "none, all were stopped")
@@ -210,12 +210,12 @@ def _curves(prepared: Prepared) -> dict[str, list[Entry]]:
     }
 
 
-def _close(entries: list[Entry], store: Store) -> None:
+def _close(entries: list[Entry], runs: Path, store: Store) -> None:
     """Close the MLflow runs of trials that were ended from outside: their processes cannot."""
     for entry in entries:
-        if entry["status"] == FINISHED or entry["mlflow_run_id"] is None:
+        run = _run_of_trial(entry, runs, store)
+        if entry["status"] == FINISHED or run is None:
             continue
-        run = TrackedRun(store, entry["mlflow_run_id"])
         if entry["status"] == STOPPED:
             run.set_tags({"stopped_at_step": str(entry["step"])})
         run.finish("FINISHED" if entry["status"] == STOPPED else "FAILED")
@@ -233,16 +233,15 @@ def _best(prepared: Prepared, entry: Entry, run: TrackedRun) -> dict[str, Any]:
             **entry["settings"],
             **(sweep.best.retrain or {}),
             "run.name": f"{sweep.name}-best",
-            "run.chosen_on": [prepared.benchmark.name],
         }
     )
     if retrained:
         local = config.replaced({"run.out": str(prepared.runs), "data.root": prepared.root})
-        trained = train(local, lambda rows: None, retrieval=prepared.retrieval, parent_run=run.run_id)
+        trained = train(local, lambda rows: None, retrieval=prepared.retrieval, parent_run=prepared.folder)
         model_dir, version, metrics = trained.model_dir, trained.model_version, plain(trained.metrics)
     else:
         model_dir, metrics = Path(entry["model_dir"]), entry["metrics"]
-        version = _registered(config, model_dir, TrackedRun(run.store, entry["mlflow_run_id"]))
+        version = _registered(config, model_dir, _run_of_trial(entry, prepared.runs, run.store))
     return {
         "trial_id": entry["trial_id"],
         "settings": entry["settings"],
@@ -256,10 +255,12 @@ def _best(prepared: Prepared, entry: Entry, run: TrackedRun) -> dict[str, Any]:
     }
 
 
-def _registered(config: Config, model_dir: Path, run: TrackedRun) -> int | None:
-    if config.tracking.registered_model is None:
+def _registered(config: Config, model_dir: Path, run: TrackedRun | None) -> int | None:
+    name = config.tracking.registered_model
+    if name is None:
         return None
-    return register(run, model_dir, config.tracking.registered_model, config.tracking.alias, embedding_width(model_dir))
+    assert run is not None, "a trial that finished has been tracked"
+    return run.register(model_dir, name, config.tracking.alias, embedding_width(model_dir))
 
 
 def _reports(prepared: Prepared, model_dir: Path) -> dict[str, Any]:

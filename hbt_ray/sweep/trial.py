@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -32,7 +33,7 @@ class TrialContext:
         sweep: what was asked for.
         config: of every trial, complete but for run.name and what is searched.
         retrieval: what to retrieve at validations.
-        parent_run: MLflow run of the sweep.
+        parent_run: folder of the sweep, below whose MLflow run the trials' are shown.
         tracking_uri: the MLflow store it is in.
         current_folder: of the driver, where relative paths start.
     """
@@ -40,7 +41,7 @@ class TrialContext:
     sweep: SweepConfig
     config: Config
     retrieval: Retrieval
-    parent_run: str
+    parent_run: Path
     tracking_uri: str
     current_folder: str
 
@@ -63,8 +64,8 @@ class Trial:
         return self.context.retrieval
 
     @property
-    def parent_run(self) -> str:
-        """MLflow run of the sweep."""
+    def parent_run(self) -> Path:
+        """Folder of the sweep, below whose MLflow run the trial's is shown."""
         return self.context.parent_run
 
     @property
@@ -116,6 +117,6 @@ def _plain_trial(trial: Trial, settings: Mapping[str, Any]) -> None:
     _report(trial, trained.steps, plain(trained.metrics), exported)
 
 
-def _report(trial: Trial, step: int, metrics: Mapping[str, float], exported: Mapping[str, str]) -> None:
+def _report(trial: Trial, step: int, metrics: Mapping[str, float], exported: Mapping[str, str | None]) -> None:
     seconds = time.time() - psutil.Process().create_time()
     tune.report({**metrics, **exported, "step": step, "score": trial.score(metrics), SECONDS: seconds})

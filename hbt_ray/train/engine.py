@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,8 +32,9 @@ def build_engine(
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed
-    import deepspeed.ops
+    with _mlflow_left_alone():
+        import deepspeed
+        import deepspeed.ops
 
     # DeepSpeed would compile this operator for a minute at every first start; only its inference code uses it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -45,6 +48,19 @@ def build_engine(
         optimizer=_optimizer(encoder, train),
         config=deepspeed_config(train, zero_stage, world_size, universal=universal),
     )[0]
+
+
+@contextmanager
+def _mlflow_left_alone() -> Iterator[None]:
+    """DeepSpeed's autotuner, unused here, imports mlflow where it is installed: two seconds of a worker's start."""
+    if "mlflow" in sys.modules:
+        yield
+        return
+    sys.modules["mlflow"] = None  # type: ignore[assignment]  # an import of it is an ImportError, which is expected
+    try:
+        yield
+    finally:
+        del sys.modules["mlflow"]
 
 
 def _optimizer(encoder: DualEncoder, train: TrainSection) -> torch.optim.Optimizer:

@@ -19,13 +19,14 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from hbt_ray.config import Config
+from hbt_ray.corpus.leakage_reports import kept_reports
 from hbt_ray.corpus.shards import open_corpus
 from hbt_ray.errors import Interrupted, ResourceError, TrainingError, UserError
 from hbt_ray.mixing.reader import Tokenisation
 from hbt_ray.mixing.source import PlanSource, plan_languages, training_source, validation_sources
 from hbt_ray.mixing.stream import PlanPipeline
 from hbt_ray.model.encoder import EncoderSettings, check_folder, resolve_backbone, tokenizer_json
-from hbt_ray.model.export import model_hash, write_training
+from hbt_ray.model.export import model_hash, read_training, write_training
 from hbt_ray.storage import Folder
 from hbt_ray.train.checkpoint import (
     EXPORT,
@@ -40,6 +41,7 @@ from hbt_ray.train.checkpoint import (
 )
 from hbt_ray.train.control import start_control, stopped_by_sigterm
 from hbt_ray.train.data import PlanDataConfig
+from hbt_ray.train.gauges import TrainingGauges
 from hbt_ray.train.loop import Job, train_worker
 from hbt_ray.train.metrics_log import Follower, MetricsLog, Rows, complete, cut_unfinished_line, validated
 from hbt_ray.train.non_finite import write_batch
@@ -278,7 +280,7 @@ def _trainer(job: Job, root: str, checkpoints: Folder, metrics: Path) -> TorchTr
             storage_path=checkpoints.path(),
             storage_filesystem=checkpoints.filesystem,
             failure_config=FailureConfig(max_failures=cluster.max_failures),
-            callbacks=[MetricsLog(metrics), Retention(storage)],
+            callbacks=[MetricsLog(metrics), TrainingGauges(config.run.name), Retention(storage)],
         ),
         datasets=datasets,
         dataset_config=PlanDataConfig(),
@@ -362,15 +364,23 @@ def _training_facts(config: Config, root: str, step: int) -> dict[str, Any]:
     for dataset in datasets:
         for benchmark, note in dataset.manifest.provenance.get("notes", {}).items():
             notes.setdefault(benchmark, []).append(note)
+    hashes = {dataset.name: dataset.data_hash for dataset in datasets}
+    reports = kept_reports([Folder(root), *(dataset.folder for dataset in datasets)], hashes)
+    backbone = config.model.backbone
     return {
         "run": config.run.name,
         "seed": config.run.seed,
         "step": step,
         "languages": plan_languages(datasets, config.data.languages),
         "datasets": {dataset.name: dataset.manifest.rows for dataset in datasets},
+        "corpus": root,
+        "data_hashes": hashes,
+        "leakage": [report.model_dump(mode="json") for report in reports],
+        "chosen_on": list(config.run.chosen_on),
         "mix": config.mix.model_dump(mode="json"),
         "temperature": config.train.temperature,
         "batch_size": config.train.batch_size,
-        "backbone": config.model.backbone,
+        "backbone": backbone,
+        "backbone_training": {} if backbone == SCRATCH else read_training(Path(resolve_backbone(backbone))),
         "notes": notes,
     }

@@ -6,12 +6,13 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from hbt_ray.corpus.importers import Reject, json_lines, opened
+from hbt_ray.corpus.spill import local_disk
 
 _READ_BYTES = 1 << 24
 _IDS_AT_ONCE = 500  # of a query; SQLite has a limit
@@ -37,12 +38,13 @@ class Answers:
 
     Raises:
         CorpusError: the file is missing, empty or damaged.
+        ResourceError: local disk is full.
     """
 
     def __init__(self, file: Path | None, language: str, database: Path, reject: Reject) -> None:
         self._database = database
         self.sha256 = _sha256(file)
-        with closing(sqlite3.connect(database)) as connection, connection:
+        with _disk_of(database), closing(sqlite3.connect(database)) as connection, connection:
             connection.execute("CREATE TABLE answers (pair_id TEXT PRIMARY KEY, answers TEXT) WITHOUT ROWID")
             rows = () if file is None else json_lines(file, _Row, reject, language)
             connection.executemany(
@@ -66,6 +68,16 @@ class Answers:
                 query = f"SELECT pair_id, answers FROM answers WHERE pair_id IN ({marks})"
                 found |= {pair_id: json.loads(answers) for pair_id, answers in connection.execute(query, some)}
         return found
+
+
+@contextmanager
+def _disk_of(database: Path) -> Iterator[None]:
+    """SQLite tells of a full disk in its own words."""
+    with local_disk(str(database)):
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise OSError(str(error)) from error
 
 
 def _sha256(file: Path | None) -> str:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hbt_ray.corpus.spill import local_disk
 from hbt_ray.errors import CorpusError
 from hbt_ray.storage import Folder
 from hbt_ray.translation.pieces import KEY_BYTES, Keys, Unit, WorkList, as_keys, bucket_of, key_of
@@ -41,6 +42,7 @@ class Lookup:
 
     Raises:
         CorpusError: a unit's results are missing or of another length.
+        ResourceError: local disk is full.
     """
 
     def __init__(self, work: WorkList, results: Folder, scratch: Path) -> None:
@@ -48,7 +50,7 @@ class Lookup:
         for bucket in range(len(work.units)):
             table = _bucket_results(work, results, bucket)
             path = scratch / f"{bucket}.arrow"
-            with pa.ipc.new_file(path, _SORTED) as writer:
+            with local_disk(str(path)), pa.ipc.new_file(path, _SORTED) as writer:
                 writer.write_table(table.combine_chunks())
             mapped = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
             self._buckets.append((as_keys(mapped["key"]), mapped))

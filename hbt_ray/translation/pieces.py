@@ -18,7 +18,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hbt_ray.corpus.shards import ShardedDataset, part_name
+from hbt_ray.corpus.spill import local_disk, scratch_folder
 from hbt_ray.storage import OBJECT_STORES, Folder
 from hbt_ray.translation.sentences import Split, split
 from hbt_ray.translation.settings import PieceSection, TranslationSettings
@@ -152,8 +152,8 @@ def work_list(
         units = json.loads(folder.read(WORK))["units"]
         return WorkList(folder, key, tuple(map(tuple, units)))
     buckets = min(MOST_BUCKETS, max(1, -(-dataset.manifest.rows // ROWS_PER_BUCKET)))
-    with TemporaryDirectory(prefix="hbt-ray-") as scratch:
-        paths = [Path(scratch) / str(bucket) for bucket in range(buckets)]
+    with scratch_folder() as scratch, local_disk(str(scratch)):
+        paths = [scratch / str(bucket) for bucket in range(buckets)]
         _spill(_pieces(dataset, settings, further), paths)
         made = [_write_bucket(folder, bucket, path, settings.pieces) for bucket, path in enumerate(paths)]
     folder.write(WORK, json.dumps({"key": key, "units": made}).encode())

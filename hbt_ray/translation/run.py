@@ -30,6 +30,7 @@ import transformers
 
 from hbt_ray.corpus.importers import Reject, RejectedRow
 from hbt_ray.corpus.shards import Manifest, ShardedDataset, part_name
+from hbt_ray.corpus.spill import scratch_folder
 from hbt_ray.corpus.writer import Rejections, add_language
 from hbt_ray.errors import ConfigError, CorpusError
 from hbt_ray.model.encoder import TextEncoder
@@ -130,7 +131,7 @@ def translate(
     _check_directions(settings, model, back_model)
     counts = _Counts()
     with ExitStack() as stack:
-        scratch = Path(stack.enter_context(TemporaryDirectory(prefix="hbt-ray-")))
+        scratch = stack.enter_context(scratch_folder())
         answers = _answers(settings, scratch, stack.enter_context(Rejections(dataset.folder, "translation.answers")))
         stack.enter_context(ray_session(float(settings.actors or 1)))
         device, actors = placement(settings.actors)

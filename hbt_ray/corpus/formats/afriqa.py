@@ -91,13 +91,11 @@ def _cells(path: Path, row: _Row, language: str, pivot: str, reject: Reject) -> 
         return {}, {}
     query = {language: row.question_lang, pivot: row.question_translated}
     for code, text in list(query.items()):
-        fault = NO_QUESTION if text is None else text_fault(text)
-        if fault:
-            reason = NO_QUESTION if text is None else f"question {fault}"
+        reason = NO_QUESTION if text is None else text_fault(text, "question")
+        if reason:
             reject(RejectedRow(path.name, str(row.id), code, reason, text or ""))
             del query[code]
-    fault = text_fault(row.context)
-    if fault:
-        reject(RejectedRow(path.name, str(row.id), pivot, f"passage {fault}", row.context))
+    if fault := text_fault(row.context, "passage"):
+        reject(RejectedRow(path.name, str(row.id), pivot, fault, row.context))
         return {}, {}
     return {code: text for code, text in query.items() if text is not None}, {pivot: row.context}

@@ -177,8 +177,8 @@ def _pair(question_id: str, cells: Mapping[str, _Cell], reject: Reject) -> Itera
     passage: dict[str, str] = {}
     for lang, cell in cells.items():
         for name, text, usable in (("question", cell.question, query), ("passage", cell.passage, passage)):
-            if fault := text_fault(text):
-                reject(RejectedRow(cell.file, question_id, lang, f"{name} {fault}", text))
+            if fault := text_fault(text, name):
+                reject(RejectedRow(cell.file, question_id, lang, fault, text))
             else:
                 usable[lang] = text
     if query and passage:

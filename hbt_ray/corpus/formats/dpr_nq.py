@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from hbt_ray.corpus.formats.tables import json_rows, titled
-from hbt_ray.corpus.importers import Reject, RejectedRow, UsableText, text_hash, usable_text
+from hbt_ray.corpus.importers import Reject, RejectedRow, UsableText, text_fault, text_hash
 from hbt_ray.corpus.pairs import ParallelPair
 
 LANGUAGE = "en"
@@ -86,7 +86,7 @@ def context_pair(
 
 
 def _is_usable(context: Context, file: str, row: str, reject: Reject) -> bool:
-    reason = usable_text(context.text) or usable_text(context.passage)
+    reason = text_fault(context.text) or text_fault(context.passage)
     if reason:
         reject(RejectedRow(file, row, LANGUAGE, f"passage: {reason}", context.passage))
     return reason is None

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from hbt_ray.corpus.formats.tables import REPEATED_ID, existing, language_of, titled
-from hbt_ray.corpus.importers import Reject, RejectedRow, UsableText, json_lines, lines, usable_text
+from hbt_ray.corpus.importers import Reject, RejectedRow, UsableText, json_lines, lines, text_fault
 from hbt_ray.corpus.pairs import ParallelPair
 from hbt_ray.errors import CorpusError
 
@@ -136,7 +136,7 @@ def _queries(path: Path, language: str, reject: Reject) -> dict[str, str]:
     queries: dict[str, str] = {}
     for number, line in lines(path, reject, language):
         query_id, tab, text = line.partition("\t")
-        reason = usable_text(text) if tab else NO_TAB
+        reason = text_fault(text) if tab else NO_TAB
         if reason or query_id in queries:
             reject(RejectedRow(path.name, str(number), language, reason or REPEATED_ID, line))
         else:

@@ -69,12 +69,12 @@ def read_squad(
             except ValidationError as error:
                 reject(RejectedRow(source.name, position, language, invalid_reason(error), str(content)))
                 continue
-            fault = text_fault(paragraph.context)
+            fault = text_fault(paragraph.context, "paragraph")
             if fault:
-                reject(RejectedRow(source.name, position, language, f"paragraph {fault}", paragraph.context))
+                reject(RejectedRow(source.name, position, language, fault, paragraph.context))
             for q, question in enumerate(paragraph.qas):
                 row = f"{position}:{q}"
-                usable = _usable_question(question, row, fault and f"paragraph {fault}", seen, source, asked_in, reject)
+                usable = _usable_question(question, row, fault, seen, source, asked_in, reject)
                 if usable is None:
                     continue
                 question_id, text = usable
@@ -97,8 +97,8 @@ def _usable_question(
     except ValidationError as error:
         reject(RejectedRow(source.name, row, language, invalid_reason(error), str(content)))
         return None
-    question_id, fault = str(question.id), text_fault(question.question)
-    reason = UNANSWERABLE if question.is_impossible else unusable or (fault and f"question {fault}")
+    question_id = str(question.id)
+    reason = UNANSWERABLE if question.is_impossible else unusable or text_fault(question.question, "question")
     if reason is None and question_id in seen:
         reason = REPEATED_ID
     if reason is not None:

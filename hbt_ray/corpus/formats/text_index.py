@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hbt_ray.corpus.formats.tables import REPEATED_ID
-from hbt_ray.corpus.importers import MAX_LINE_BYTES, NOT_UTF8, Reject, RejectedRow, opened, usable_text
+from hbt_ray.corpus.importers import MAX_LINE_BYTES, NOT_UTF8, Reject, RejectedRow, opened, text_fault
 from hbt_ray.errors import CorpusError
 
 NO_ID = "row is not a number, a tab and a text"
@@ -106,7 +106,7 @@ def _fault(key: bytes, tab: bytes, text: bytes) -> str | None:
     if not tab or not is_id(key):
         return NO_ID
     try:
-        return usable_text(text.decode())
+        return text_fault(text.decode())
     except UnicodeDecodeError:
         return NOT_UTF8
 

@@ -1,0 +1,1 @@
+"""Models at work: texts of Parquet files to vectors, and passages searched by a person."""
