@@ -551,8 +551,8 @@ def _model_folder(model: str) -> tuple[Path, Any]:
 
     if model.startswith(MODELS_SCHEME):
         return download_model(model, existing_store(output_root("runs")))
-    folder = Path(resolve_backbone(model))
-    run_dir = folder.absolute().parent
+    folder = Path(resolve_backbone(model)).absolute()  # the actors' current folder may be another one
+    run_dir = folder.parent
     return folder, run_of_folder(run_dir, tracking_store(run_dir.parent))
 
 

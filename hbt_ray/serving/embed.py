@@ -140,7 +140,7 @@ def embed(
     done = total - sum(unit.stop - unit.start for unit in missing)
     on_progress(done, total)
     if missing:
-        with ray_session(float(actors or 1)):
+        with ray_session():
             chosen, count = _placement(actors, device)
             origin = {"model": served.address, "model_hash": served.model_hash, "prompt": prompt, "prefix": prefix}
             metadata = {f"hbt_ray.{key}": value for key, value in origin.items()}
