@@ -28,7 +28,7 @@ from hbt_ray.errors import ConfigError, Interrupted
 from hbt_ray.mixing.mixture import Mixture, realised_mixture
 from hbt_ray.mixing.source import training_source
 from hbt_ray.settings_file import checked
-from hbt_ray.storage import Folder
+from hbt_ray.storage import Folder, absolute_address
 
 if TYPE_CHECKING:  # imported where they are used: the command line starts light
     from hbt_ray.corpus.cleaning import Cleaned
@@ -86,7 +86,7 @@ def write_sample(out: str) -> list[Manifest]:
 def corpus_root(root: str, out: Path) -> str:
     """The address of `data.root`, absolute; `sample://` is written to `out`/sample the first time."""
     if root != SAMPLE_ROOT:
-        return root if "://" in root else str(Path(root).expanduser().absolute())
+        return absolute_address(root)
     folder = out / SAMPLE_FOLDER
     if not (folder / BENCHMARK_FOLDER).exists():  # written last
         write_sample(str(folder))

@@ -64,6 +64,11 @@ class Retries:
     longest_wait: float = 30.0
 
 
+def absolute_address(address: str) -> str:
+    """A local path from the root, which processes with another current folder understand too; others as they are."""
+    return address if "://" in address else str(Path(address).expanduser().absolute())
+
+
 @dataclass(frozen=True)
 class Folder:
     """A folder on any filesystem that pyarrow knows; `uri` is a local path or `s3://bucket/prefix`.

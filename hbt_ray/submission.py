@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # imported where it is used: the command line starts light
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+PACKAGING = "ray._private.runtime_env.packaging"  # the logger of Ray's uploads
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 HANDED_OVER = ("HBT_RAY_HOME", "MLFLOW_TRACKING_URI")
 LEFT_OUT = ("/runs", "/results", "/quickstart", "/data", "/cache", ".*_cache", "*.egg-info", "*.db")  # beside Ray's own
@@ -111,6 +112,7 @@ def submit(request: JobRequest) -> SubmittedJob:
     check_size(sizes)
     run = f"{request.job}.{run_name(request.arguments, folder, sizes)}"
     address = server_address(request.address)
+    logging.getLogger(PACKAGING).setLevel(logging.WARNING)  # it names every .gitignore, several times
     client = connect(address)
     job_id = _begun(
         client,

@@ -494,11 +494,11 @@ def added(*settings: str) -> tuple[str, ...]:
 
 FEW_STEPS = ("train.steps=4", "train.validate_every=2", "train.warmup_steps=0", "train.batch_size=8")
 SMALL = (*FEW_STEPS, "cluster.workers=1", "cluster.cpus_per_worker=0.5", "data.hold_out.batches=2")
-ARMS = "arms={X-X-mono: {mix.alpha: 1.0}, X-Y: {mix.alpha: 0.0}}"
 TWO_LANGUAGES = ("--languages", "en,de")
 JOB = By("tests/test_jobs.py::test_a_submitted_job_trains_and_is_in_mlflow")
 RAY_JOB = By("tests/test_jobs.py::test_a_submitted_sweep_is_one_parent_with_its_trials")
 SWEEP = By("tests/test_jobs.py::test_a_submitted_sweep_is_one_parent_with_its_trials")
+STUDY = By("tests/test_study.py::test_a_killed_study_goes_on_where_it_was")
 CONFIGURATION = By("tests/test_cli.py::test_shipped_configurations_are_valid")
 MEASUREMENT = Not("measures for minutes to hours on a machine that does nothing else")
 TESTS = Not("runs the tests")
@@ -573,10 +573,7 @@ HOW: Mapping[str, Run | By | Not] = {
     # many trainings
     "hbt-ray sweep jobs/configs/sweep-sample.yaml": SWEEP,
     "hbt-ray sweep jobs/configs/sweep-population.yaml": CONFIGURATION,
-    "hbt-ray study jobs/configs/study-sample.yaml": Run(
-        added(ARMS, "seeds=[13]", "resamples=500", *(f"settings.{setting}" for setting in SMALL)),
-        leaves=("runs/sample-study/study.html",),
-    ),
+    "hbt-ray study jobs/configs/study-sample.yaml": STUDY,
     "hbt-ray study jobs/configs/study-": CONFIGURATION,
     # clusters
     "hbt-ray submit": JOB,

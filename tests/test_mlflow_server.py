@@ -33,7 +33,7 @@ FOLDER = ROOT / "mlflow"
 PINS = dict(
     line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if re.match(r"^[\w.-]+==", line)
 )
-STEPS, BATCH = 250, 64
+STEPS, BATCH = 180, 64
 
 
 # --- the files -------------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from hbt_ray.model.encoder import TextEncoder, embedding_width
 from hbt_ray.serving.models import ServedModel, find_model, prefix_of
 from hbt_ray.serving.parquet_texts import ParquetTexts, Unit, open_texts
 from hbt_ray.session import SPARE_CPUS, ray_session
-from hbt_ray.storage import Folder
+from hbt_ray.storage import Folder, absolute_address
 from hbt_ray.train.run_folder import check_unchanged
 from hbt_ray.translation.pieces import write_final
 
@@ -120,6 +120,7 @@ def embed(
         ResourceError: GPUs asked for and none there, more actors than CPUs, a storage or registry that fails.
     """
     began = time.monotonic()
+    source, output = absolute_address(source), absolute_address(output)
     _check_arguments(source, output, device)
     served = find_model(model)
     prefix = prefix_of(served.settings, prompt)
