@@ -27,6 +27,7 @@ import hbt_ray
 from hbt_ray.cli import app, run
 from hbt_ray.config import Config
 from hbt_ray.corpus.sample import sample_pairs, write_sample_benchmark
+from hbt_ray.session import ray_session
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "cluster/README.md", ROOT / "mlflow/README.md"]
@@ -690,13 +691,13 @@ def made_small(command: Command, run: Run, data: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-@pytest.mark.usefixtures("local_ray")
 def test_every_command_runs(reader: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """In the order of the documents, in one folder, each made small as HOW says: the exit code and what it leaves."""
-    for command in documented():
-        small = how(command)
-        if not isinstance(small, Run):
-            continue
-        words = made_small(command, small, str(reader / "datasets"))
-        assert run(words) == small.code, f"{command.where}: {command}\n{capfd.readouterr().err}"
-        assert [name for name in small.leaves if not (reader / name).exists()] == [], str(command)
+    with ray_session(2.0):  # started in the reader's folder, where relative paths begin for its processes too
+        for command in documented():
+            small = how(command)
+            if not isinstance(small, Run):
+                continue
+            words = made_small(command, small, str(reader / "datasets"))
+            assert run(words) == small.code, f"{command.where}: {command}\n{capfd.readouterr().err}"
+            assert [name for name in small.leaves if not (reader / name).exists()] == [], str(command)
