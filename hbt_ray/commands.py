@@ -537,7 +537,6 @@ def _write_comparison(comparison: Mapping[str, Any], out: Path, seen: Sequence[s
         out,
         systems,
         title=f"{comparison['benchmark']}: {len(folders)} systems",
-        notes=list(dict.fromkeys(note for system in systems for note in system.metrics["notes"])),
         seen_languages=seen,
         significance=comparison,
     )

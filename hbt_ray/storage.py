@@ -193,6 +193,14 @@ class Folder:
 
         self._retried(name, access)
 
+    def write_final(self, name: str, data: bytes) -> None:
+        """Write a file that has its name once it is complete, as an object of S3 does by itself."""
+        if self._filesystem.type_name in OBJECT_STORES:
+            self.write(name, data)
+            return
+        self.write(f"{name}.partial", data)
+        self._filesystem.move(self.path(f"{name}.partial"), self.path(name))
+
     def _opened_for_writing(self, name: str) -> pa.NativeFile:
         path = self.path(name)
         if self._filesystem.type_name not in OBJECT_STORES:

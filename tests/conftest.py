@@ -88,3 +88,15 @@ def local_ray() -> Iterator[None]:
 
     with ray_session(2.0):
         yield
+
+
+@pytest.fixture(scope="module")
+def swift_clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of clients of a Swift server; skips where there is none."""
+    import swift
+
+    reason = swift.missing()
+    if reason:
+        pytest.skip(f"OpenStack Swift cannot be started: {reason}")
+    with swift.serve(tmp_path_factory.mktemp("swift")) as clients:
+        yield clients

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+import pytest
 
 Process = subprocess.Popen[bytes]
 
@@ -91,7 +92,18 @@ def process_of(parent: Process) -> psutil.Process:
     return process
 
 
-def why_no_hosts() -> str | None:
+def marks(seconds: int) -> list[pytest.MarkDecorator]:
+    """Of tests that take minutes on hosts, with the longest time of one; without hosts they skip and say why."""
+    missing = _missing()
+    return [
+        pytest.mark.slow,
+        pytest.mark.ray,
+        pytest.mark.timeout(seconds),
+        pytest.mark.skipif(missing is not None, reason=f"no hosts on this machine: {missing}"),
+    ]
+
+
+def _missing() -> str | None:
     """What this machine lacks to have hosts; None if nothing."""
     missing = [tool for tool in ("ip", "nsenter", "setpriv", "unshare") if shutil.which(tool) is None]
     if missing:

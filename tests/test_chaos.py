@@ -21,18 +21,12 @@ import psutil
 import pytest
 import torch
 import yaml
-from hosts import Host, hosts, process_of, why_no_hosts
+from hosts import Host, hosts, marks, process_of
 from safetensors.torch import load_file
 
 from hbt_ray.config import Config
 
-NO_HOSTS = why_no_hosts()
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.ray,
-    pytest.mark.timeout(1800),
-    pytest.mark.skipif(NO_HOSTS is not None, reason=f"no hosts on this machine: {NO_HOSTS}"),
-]
+pytestmark = marks(1800)
 
 BIN = Path(sys.executable).parent
 PORT = 6379

@@ -15,18 +15,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hosts import hosts, why_no_hosts
+from hosts import hosts, marks
 from test_chaos import ENV, PACE, WAIT_SECONDS, Cluster, wait
 
 from hbt_ray.config import Config
 
-NO_HOSTS = why_no_hosts()
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.ray,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(NO_HOSTS is not None, reason=f"no hosts on this machine: {NO_HOSTS}"),
-]
+pytestmark = marks(900)
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 24

@@ -132,15 +132,6 @@ def test_commands_on_a_bucket(moto: FaultyS3, tmp_path: Path, capsys: pytest.Cap
 # --- the whole path --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def swift_clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    reason = swift.missing()
-    if reason:
-        pytest.skip(f"OpenStack Swift cannot be started: {reason}")
-    with swift.serve(tmp_path_factory.mktemp("swift")) as clients:
-        yield clients
-
-
 def command(*arguments: str, code: int = 0) -> dict[str, Any]:
     """Run a command to its end, in a process of its own; the JSON object in its last line, if it ends with one."""
     line = [sys.executable, "-m", "hbt_ray.cli", *arguments]

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,15 +132,6 @@ def test_a_run_on_a_failing_s3(local: tuple[Config, Path], monkeypatch: pytest.M
         check_run_on_s3(local, "faulty", BUCKET)
     assert set(server.faults) == set(PASSING)
     assert server.faults.total() > len(server.requests) / 40
-
-
-@pytest.fixture(scope="module")
-def swift_clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    reason = swift.missing()
-    if reason:
-        pytest.skip(f"OpenStack Swift cannot be started: {reason}")
-    with swift.serve(tmp_path_factory.mktemp("swift")) as clients:
-        yield clients
 
 
 def test_a_run_on_swift(

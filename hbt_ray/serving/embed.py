@@ -29,14 +29,13 @@ from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
 
-from hbt_ray.errors import ConfigError, HbtError, ResourceError
+from hbt_ray.errors import ConfigError, ResourceError, own_error
 from hbt_ray.model.encoder import TextEncoder, embedding_width
 from hbt_ray.serving.models import ServedModel, find_model, prefix_of
 from hbt_ray.serving.parquet_texts import ParquetTexts, Unit, open_texts
 from hbt_ray.session import SPARE_CPUS, ray_session
 from hbt_ray.storage import Folder, absolute_address
 from hbt_ray.train.run_folder import check_unchanged
-from hbt_ray.translation.pieces import write_final
 
 EMBEDDING = "embedding"
 SETTINGS_FILE = "_settings.json"
@@ -155,7 +154,7 @@ def embed(
         output, served.address, served.model_hash, prompt, total, len(units), width, encoded, time.monotonic() - began
     )
     summary = {"rows": total, "parts": len(units), "width": width, "model": served.address, **settings}
-    write_final(folder, SUCCESS_FILE, (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())
+    folder.write_final(SUCCESS_FILE, (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())
     return result
 
 
@@ -188,7 +187,7 @@ def _claim(folder: Folder, settings: Mapping[str, Any]) -> bool:
     if names:
         received = f"a folder with {names[0]} in it"
         raise ConfigError("--output", received, "a new or empty folder", "Choose another folder.")
-    write_final(folder, SETTINGS_FILE, (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode())
+    folder.write_final(SETTINGS_FILE, (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode())
     return True
 
 
@@ -232,22 +231,10 @@ def _embedded(job: _Job, units: Sequence[Unit], actors: int) -> Iterator[int]:
         for row in dataset.iter_rows():
             yield int(row["rows"])
     except RayError as error:
-        cause = _own_error(error)
+        cause = own_error(error)
         if cause is None:
             raise
         raise cause from None
-
-
-def _own_error(error: BaseException) -> HbtError | None:
-    """Our error, from under what Ray has wrapped it in."""
-    seen: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in seen:
-        if isinstance(cause, HbtError):
-            return cause
-        seen.append(cause)
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    return None
 
 
 class _UnitEncoder:
@@ -272,7 +259,7 @@ class _UnitEncoder:
     def _embed(self, unit: Unit) -> int:
         table, texts = self._job.texts.read(unit)
         vectors = self._encoder.encode(texts, self._job.prefix)
-        write_final(self._job.output, part_name(unit), _part(table, vectors, self._job.metadata))
+        self._job.output.write_final(part_name(unit), _part(table, vectors, self._job.metadata))
         return len(texts)
 
 

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from hbt_ray.corpus.shards import ShardedDataset, part_name
 from hbt_ray.corpus.spill import local_disk, scratch_folder
-from hbt_ray.storage import OBJECT_STORES, Folder
+from hbt_ray.storage import Folder
 from hbt_ray.translation.sentences import Split, split
 from hbt_ray.translation.settings import PieceSection, TranslationSettings
 
@@ -222,14 +222,5 @@ def _write_bucket(folder: Folder, bucket: int, path: Path, settings: PieceSectio
     with pq.ParquetWriter(buffer, _PIECES, compression="zstd") as writer:
         for start, stop in pairwise(edges):
             writer.write_table(table.slice(start, stop - start), row_group_size=stop - start)
-    write_final(folder, bucket_name(bucket), buffer.getvalue())
+    folder.write_final(bucket_name(bucket), buffer.getvalue())
     return np.diff(edges).tolist()
-
-
-def write_final(folder: Folder, name: str, data: bytes) -> None:
-    """Write a file that has its name once it is complete, as an object of S3 does by itself."""
-    if folder.filesystem.type_name in OBJECT_STORES:
-        folder.write(name, data)
-        return
-    folder.write(f"{name}.partial", data)
-    folder.filesystem.move(folder.path(f"{name}.partial"), folder.path(name))

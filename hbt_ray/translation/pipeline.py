@@ -27,11 +27,11 @@ import torch
 from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
 
-from hbt_ray.errors import HbtError, ResourceError
+from hbt_ray.errors import ResourceError, own_error
 from hbt_ray.session import SPARE_CPUS
 from hbt_ray.storage import Folder
 from hbt_ray.translation.models import ModelFolder, Translation, Translator
-from hbt_ray.translation.pieces import Unit, WorkList, write_final
+from hbt_ray.translation.pieces import Unit, WorkList
 
 CPU_TOKENS = 4_096  # of a batch with its beams: under a gigabyte of attention for a model of 400 million weights
 GPU_TOKENS = 65_536
@@ -146,7 +146,7 @@ def translated(job: Job, missing: Mapping[str, Sequence[Unit]], actors: int, gat
         for row in dataset.iter_rows():
             yield Done(**row)
     except RayError as error:
-        cause = _own_error(error)
+        cause = own_error(error)
         if cause is None:
             raise
         raise cause from None
@@ -162,18 +162,6 @@ def placement(actors: int | None) -> tuple[str, int]:
         received = f"{count}, and a CPU for the gates"
         raise ResourceError("actors", received, f"at most the {cpus} CPUs of the cluster", "Lower `actors`.")
     return "cuda" if gpus else "cpu", count
-
-
-def _own_error(error: BaseException) -> HbtError | None:
-    """Our error, from under what Ray has wrapped it in."""
-    seen: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in seen:
-        if isinstance(cause, HbtError):
-            return cause
-        seen.append(cause)
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    return None
 
 
 class _UnitTranslator:
@@ -214,7 +202,7 @@ class _UnitTranslator:
         )
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
-        write_final(job.folder(target), unit.name, buffer.getvalue())
+        job.folder(target).write_final(unit.name, buffer.getvalue())
         return Done(
             target,
             len(texts),
