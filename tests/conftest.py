@@ -26,6 +26,22 @@ prepare_environment()
 DIGITS = {"en": "abcdefghij", "de": "klmnopqrst", "zh": "一二三四五六七八九十"}
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(_FailuresAtOnce(config))
+
+
+class _FailuresAtOnce:
+    """Slow tests say at once how they failed: a run of an hour may be cut off before its end."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed and "slow" in report.keywords:
+            writer = self._config.get_terminal_writer()
+            writer.line(f"\n{report.nodeid} failed at {report.when}:\n{report.longreprtext}")
+
+
 @pytest.fixture(scope="session")
 def toy_corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
     """600 pairs in three languages: four digits spelled in the letters of each language."""

@@ -33,7 +33,8 @@ FOLDER = ROOT / "mlflow"
 PINS = dict(
     line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if re.match(r"^[\w.-]+==", line)
 )
-STEPS, BATCH = 180, 64
+STEPS = 120
+PACE = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}  # seconds between reports, of which every step makes one here
 
 
 # --- the files -------------------------------------------------------------------------------------------------------
@@ -130,6 +131,7 @@ def wait_for_steps(run_dir: Path, steps: int, process: subprocess.Popen[str]) ->
 
 
 @pytest.mark.slow
+@pytest.mark.servers
 @pytest.mark.ray
 @pytest.mark.timeout(580)
 def test_training_outlives_the_tracking_server(
@@ -143,7 +145,6 @@ def test_training_outlives_the_tracking_server(
             "run.out": str(tmp_path),
             "run.name": "outlives",
             "train.steps": STEPS,
-            "train.batch_size": BATCH,
             "train.validate_every": STEPS,
             "train.log_every": 1,
             "tracking.registered_model": "outlives",
@@ -154,7 +155,7 @@ def test_training_outlives_the_tracking_server(
     command = [sys.executable, "-m", "hbt_ray.cli", "train", str(tmp_path / "config.yaml")]
     with subprocess.Popen(
         command,
-        env=os.environ | server.clients,
+        env=os.environ | server.clients | PACE,
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -210,6 +211,7 @@ def files_in_s3(server: mlflow_server.MlflowServer) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
+@pytest.mark.servers
 def test_nobody_gets_in_without_the_password(server: mlflow_server.MlflowServer, tmp_path: Path) -> None:
     """No password, a wrong one: 401, and a clear message before a training begins."""
     address = f"{server.uri}/api/2.0/mlflow/experiments/get?experiment_id=0"
@@ -223,6 +225,7 @@ def test_nobody_gets_in_without_the_password(server: mlflow_server.MlflowServer,
 
 
 @pytest.mark.slow
+@pytest.mark.servers
 @pytest.mark.timeout(300)
 def test_the_operators_commands_work(server: mlflow_server.MlflowServer, tmp_path: Path) -> None:
     """Backup, restore and both upgrades, as README.md has them, on the database with what a run has left there."""
