@@ -121,6 +121,15 @@ def test_registering_that_was_cut_off_makes_no_second_version(
     assert find_version(registry, "cut", 1).model_hash == model_hash(toy_model)
 
 
+def test_mlflow_goes_by_the_environment_afterwards(
+    registered: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Registering points MLflow at one store and leaves no trace of that, in the process or in its environment."""
+    assert "MLFLOW_REGISTRY_URI" not in os.environ
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    assert mlflow.get_tracking_uri() == mlflow.get_registry_uri() == f"sqlite:///{tmp_path}/other.db"
+
+
 def test_an_alias_of_a_newer_version_stays_there(registry: Registry, run: TrackedRun, toy_model: Path) -> None:
     """A model that is delivered late does not take the alias from a newer one."""
     assert register(run, toy_model, "late", "challenger", 32) == 1

@@ -28,6 +28,7 @@ CHAMPION = "champion"  # alias of the version that is in use
 ENCODER = "encoder"
 MODEL_HASH = "model_hash"  # tag of a version
 PYFUNC_CODE = "pyfunc_encoder.py"  # a file, not an import: MLflow runs it when it loads the model
+REGISTRY_VARIABLE = "MLFLOW_REGISTRY_URI"
 DATABASE = "mlflow.db"  # in an output folder, where no server is named
 
 
@@ -100,11 +101,15 @@ def _logged_model(run: TrackedRun, model_dir: Path, width: int) -> str:
 
 @contextmanager
 def _fluent_api(store: Store) -> Iterator[None]:
-    """Point MLflow's global state at a store; it also sets an environment variable, which must not outlive the call."""
-    with environment({TRACKING_VARIABLE: store.uri}):
+    """Point MLflow's global state at a store; after it MLflow goes by the environment again, as it was before."""
+    with environment({TRACKING_VARIABLE: store.uri, REGISTRY_VARIABLE: store.uri}):  # both are set by what follows
         mlflow.set_tracking_uri(store.uri)
         mlflow.set_registry_uri(store.uri)
-        yield
+        try:
+            yield
+        finally:
+            mlflow.set_tracking_uri(None)
+            mlflow.set_registry_uri(None)
 
 
 def _registered_version(run: TrackedRun, name: str, fingerprint: str) -> int | None:
