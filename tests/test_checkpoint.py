@@ -407,6 +407,8 @@ def test_sigterm_ends_what_waits_for_ray(waiting: str) -> None:
 
 # --- a killed command ------------------------------------------------------------------------------------------------
 
+STEPS = 60
+
 
 @dataclass(frozen=True)
 class Command:
@@ -441,7 +443,7 @@ class Command:
 @pytest.fixture(scope="module")
 def command_file(toy_config: Config, toy_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The configuration of the commands."""
-    changes = {"model.backbone": str(toy_model), "train.steps": 40, "train.log_every": 1}
+    changes = {"model.backbone": str(toy_model), "train.steps": STEPS, "train.log_every": 1}
     changes |= {"train.validate_every": 20, "train.checkpoint_every": 5}
     path = tmp_path_factory.mktemp("commands") / "toy.yaml"
     path.write_text(yaml.safe_dump(toy_config.replaced(changes).model_dump(mode="json")))
@@ -461,31 +463,35 @@ def unbroken_losses(command_file: Path, tmp_path_factory: pytest.TempPathFactory
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
-def test_a_killed_command_goes_on_bit_for_bit(
-    number: signal.Signals, code: int, unbroken_losses: list[float], command_file: Path, tmp_path: Path
-) -> None:
+def test_a_killed_command_goes_on_bit_for_bit(unbroken_losses: list[float], command_file: Path, tmp_path: Path) -> None:
     """SIGTERM leaves a checkpoint at the step where it came and exits with 143; after SIGKILL at most five are lost.
 
     The same command then ends the run: every step once in metrics.jsonl, with the loss of the undisturbed run.
     """
     command = Command(command_file, tmp_path)
+    checkpoints = Folder(str(tmp_path / "toy" / "checkpoints" / "toy"))
     process = command.start()
     command.wait_for_step(process, 7)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     _, errors = process.communicate()
-    assert process.returncode == code, errors
-    newest = accepted(Folder(str(tmp_path / "toy" / "checkpoints" / "toy")))[0]
-    if number == signal.SIGTERM:
-        assert f"resumes at step {newest.step}, where a checkpoint was written" in errors
-        assert not newest.exported
-        assert [row["step"] for row in command.rows()] == list(range(newest.step))
-    assert newest.step < 40
+    assert process.returncode == 143, errors
+    newest = accepted(checkpoints)[0]
+    assert f"resumes at step {newest.step}, where a checkpoint was written" in errors
+    assert not newest.exported
+    assert [row["step"] for row in command.rows()] == list(range(newest.step))
+
     again = command.start()
+    command.wait_for_step(again, newest.step + 7)
+    again.kill()
     _, errors = again.communicate()
-    assert again.returncode == 0, errors
+    assert again.returncode == -signal.SIGKILL, errors
+    assert newest.step <= accepted(checkpoints)[0].step < STEPS
+
+    last = command.start()
+    _, errors = last.communicate()
+    assert last.returncode == 0, errors
     rows = command.rows()
-    assert [row["step"] for row in rows] == list(range(40))
+    assert [row["step"] for row in rows] == list(range(STEPS))
     assert [row["loss"] for row in rows] == unbroken_losses
 
 

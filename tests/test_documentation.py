@@ -510,14 +510,14 @@ IMAGE = Not("there is no Docker here", "tests/test_cluster.py::test_the_image_ha
 COMPOSE = Not("there is no Docker here", "tests/test_mlflow_server.py::test_compose_starts_the_server_of_the_readme")
 MLFLOW_SERVER = By("tests/test_mlflow_server.py::test_training_outlives_the_tracking_server")
 OPERATOR = By("tests/test_mlflow_server.py::test_the_operators_commands_work")
-SERVING = By("tests/test_registry.py::test_mlflow_models_serve_answers_with_the_same_vectors")
+SERVING = By("tests/test_mlflow_server.py::test_from_quickstart_to_a_served_champion")
 INSTALLATION = Not("installs packages")
 
 # By the beginning of the command; the longest that fits counts.
 HOW: Mapping[str, Run | By | Not] = {
     # the shell, tests and measurements
     **dict.fromkeys(SHELL, Not("a shell's own, or it copies what is to be filled in")),
-    "make quickstart": By("tests/test_jobs.py::test_quickstart_trains_compares_registers_and_reports"),
+    "make quickstart": By("tests/test_mlflow_server.py::test_from_quickstart_to_a_served_champion"),
     "make test": TESTS,
     "make slow": TESTS,
     "make check": Not("ruff and mypy on the whole project: CI runs it before the tests"),

@@ -17,14 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import boto3  # type: ignore[import-untyped]
+import mlflow
 import mlflow_server
+import numpy as np
 import pytest
 import swift
 import yaml
 from mlflow import MlflowClient
+from mlflow_serving import TEXTS, check_served_vectors, serving
+from test_encoder import sentence_transformer_vectors
 
 from hbt_ray.config import Config
 from hbt_ray.errors import ResourceError
+from hbt_ray.model.encoder import embedding_width
 from hbt_ray.session import environment
 from hbt_ray.tracking.runs import open_run, sync, tracking_store
 
@@ -208,6 +213,73 @@ def files_in_s3(server: mlflow_server.MlflowServer) -> dict[str, bytes]:
         region_name=settings["AWS_DEFAULT_REGION"],
     ).Bucket(swift.BUCKET)
     return {item.key: item.get()["Body"].read() for item in bucket.objects.filter(Prefix="mlflow/")}
+
+
+@pytest.fixture
+def clients(request: pytest.FixtureRequest) -> dict[str, str]:
+    """The environment of the server's clients; where there is no server, that of users without one."""
+    return {} if mlflow_server.missing() else dict(request.getfixturevalue("server").clients)
+
+
+@pytest.mark.slow
+@pytest.mark.servers
+@pytest.mark.ray
+@pytest.mark.timeout(1200)
+def test_from_quickstart_to_a_served_champion(
+    clients: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One command: arms above the untrained encoder after few steps, a report, a registered model that embeds alike.
+
+    The gate lets it take the place of the weights it started from, not the other way round, and MLflow serves it.
+    """
+    for name, value in clients.items():
+        monkeypatch.setenv(name, value)
+    result = hbt_ray(tmp_path, "quickstart", "--out", "q", "--steps", "200")
+    untrained = result["arms"]["untrained"]
+    for setting in ("monolingual", "cross_lingual", "multilingual"):
+        best = max(arm[setting]["mAP"] for name, arm in result["arms"].items() if name != "untrained")
+        assert result["arms"]["hybrid"][setting]["mAP"] > 1.2 * untrained[setting]["mAP"]
+        assert best > 1.5 * untrained[setting]["mAP"]
+    report = Path(result["report"]).read_text(encoding="utf-8")
+    assert all(name in report for name in ("untrained", "X-X-mono", "X-Y", "hybrid"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["q"]
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", result["mlflow_tracking_uri"])
+    assert clients.get("MLFLOW_TRACKING_URI", result["mlflow_tracking_uri"]) == result["mlflow_tracking_uri"]
+    model = Path(result["model_dir"])
+    predicted = mlflow.pyfunc.load_model(result["registered_model"]).predict(TEXTS)
+    np.testing.assert_allclose(predicted, sentence_transformer_vectors(model, TEXTS), atol=1e-5)
+
+    name = result["registered_model"].removeprefix("models:/").partition("@")[0]
+    start = tmp_path / "q" / "untrained" / "scratch"
+    run = open_run(tracking_store(tmp_path), "untrained", "untrained", tmp_path / "untrained", {})
+    assert run.register(start, name, "challenger", embedding_width(start)) == 2
+    run.finish()
+    evaluated = ["--model", f"models:/{name}/2", "--benchmark", "sample", "--data", "q/sample", "--out", "results"]
+    hbt_ray(tmp_path, "evaluate", *evaluated)
+    assert promoted(tmp_path, name, 2)["status"] == "promoted"  # there was no champion
+    assert promoted(tmp_path, name, 1)["status"] == "promoted"
+    refused = promoted(tmp_path, name, 2, code=4)
+    assert refused["status"] == "refused"
+    assert "multilingual mAP worse" in refused["reason"]
+    assert MlflowClient().get_model_version_by_alias(name, "champion").version == "1"
+    log = tmp_path / "serve.log"
+    with serving(f"models:/{name}@champion", clients, log) as url:
+        check_served_vectors(url, model)
+    assert "UserWarning" not in log.read_text()
+
+
+def promoted(folder: Path, name: str, version: int, code: int = 0) -> dict[str, Any]:
+    """What `hbt-ray promote` says of a version."""
+    return hbt_ray(folder, "promote", "--model", name, "--version", str(version), code=code)
+
+
+def hbt_ray(folder: Path, *arguments: str, code: int = 0) -> dict[str, Any]:
+    """Run a command in a folder; the JSON object in its last line."""
+    line = [sys.executable, "-m", "hbt_ray.cli", *arguments]
+    done = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 @pytest.mark.slow

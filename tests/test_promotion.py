@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sqlite3
 from dataclasses import replace
 from itertools import count
@@ -14,24 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from test_comparison import LANGUAGES, QUESTIONS, per_query, schema
 
-from hbt_ray.commands import EvaluationRequest, evaluate_model
-from hbt_ray.config import ScratchSection
-from hbt_ray.corpus.sample import write_sample_benchmark
 from hbt_ray.errors import BenchmarkError, ConfigError, ModelError, ResourceError
-from hbt_ray.evaluation.benchmarks import Collection, load_benchmark
-from hbt_ray.evaluation.comparison import compare
 from hbt_ray.evaluation.gate import BETTER, NOT_WORSE, UNDECIDED, WORSE, judge
 from hbt_ray.evaluation.significance import paired
-from hbt_ray.model.encoder import LENGTH_FILE, EncoderSettings, embedding_width, load_encoder, pad, read_settings
-from hbt_ray.model.export import export_encoder
-from hbt_ray.model.scratch import build_scratch
 from hbt_ray.promote import PROMOTED, REFUSED, TABLE_HEADER, UNCHANGED, Promotion, promote
 from hbt_ray.tracking.promotion import move_champion
 from hbt_ray.tracking.registry import MODEL_HASH, Registry, champion_of, find_version, open_registry
-from hbt_ray.tracking.runs import open_run, tracking_store
+from hbt_ray.tracking.runs import tracking_store
 
 FEW = 400  # resamples
 LIKE_BEFORE = {"difference": 0.0, "low": 0.0, "high": 0.0, "system": 0.5}
@@ -383,82 +373,3 @@ def test_a_store_that_does_not_serve_is_a_clear_error(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         with pytest.raises(ResourceError, match=message):
             promote("enc", 1)
-
-
-# --- real evaluations ------------------------------------------------------------------------------------------------
-
-SAMPLE_LANGUAGES = ("en", "de", "es")
-
-
-def untrained(benchmark: Collection, folder: Path) -> Path:
-    """A small encoder with random weights, and a tokenizer for the benchmark's texts."""
-    texts = [
-        text for side in (benchmark.queries, benchmark.candidates) for part in side.values() for text in part.texts
-    ]
-    shape = ScratchSection(vocabulary=2000, layers=1, hidden=64, heads=4, feed_forward=64, dropout=0.0)
-    build_scratch(texts, shape, EncoderSettings("mean", "Query: ", "Passage: ", 48), 13, folder)
-    return folder
-
-
-def short_sighted(folder: Path, out: Path) -> Path:
-    """The same encoder, reading two pieces of each text."""
-    shutil.copytree(folder, out)
-    settings = json.loads((folder / LENGTH_FILE).read_text(encoding="utf-8"))
-    (out / LENGTH_FILE).write_text(json.dumps(settings | {"max_seq_length": 4}), encoding="utf-8")
-    return out
-
-
-def trained(folder: Path, benchmark: Collection, out: Path, steps: int = 150) -> Path:
-    """The encoder after a few steps on the benchmark's own questions, across languages: better beyond doubt."""
-    encoder, tokenizer = load_encoder(str(folder), "mean")
-    optimizer = torch.optim.AdamW(encoder.parameters(), lr=3e-3)
-    random = np.random.default_rng(7)
-    codes = list(benchmark.candidates)
-    for _ in range(steps):
-        language = SAMPLE_LANGUAGES[random.integers(len(SAMPLE_LANGUAGES))]
-        queries, qrels = benchmark.queries[language], benchmark.qrels[language]
-        rows = random.choice(len(queries), 48, replace=False)
-        entries = [random.integers(qrels.offsets[row], qrels.offsets[row + 1]) for row in rows]
-        passages = [benchmark.candidates[codes[qrels.language[i]]].texts[qrels.candidate[i]] for i in entries]
-        sides = (["Query: " + queries.texts[row] for row in rows], ["Passage: " + text for text in passages])
-        ids = [tokenizer(side, truncation=True, max_length=48)["input_ids"] for side in sides]
-        q, p = (encoder(*pad(rows_of_ids, tokenizer.pad_token_id)) for rows_of_ids in ids)
-        torch.nn.functional.cross_entropy(q @ p.T / 0.05, torch.arange(len(rows))).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    export_encoder(encoder, tokenizer, out, read_settings(folder))
-    return out
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_the_gate_on_evaluations_of_registered_models(
-    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On the sample's benchmark, stored by `evaluate`: the first champion is untrained, the next is refused because it
-    reads less, the third was trained and is promoted.
-    """
-    monkeypatch.chdir(tmp_path)
-    write_sample_benchmark(tmp_path / "benchmark")
-    (collection,) = load_benchmark("sample", tmp_path, SAMPLE_LANGUAGES).collections
-    first = untrained(collection, tmp_path / "untrained")
-    worse = short_sighted(first, tmp_path / "short-sighted")
-    better = trained(first, collection, tmp_path / "trained")
-    store = tracking_store(tmp_path / "runs")
-    outcomes = []
-    for number, folder in enumerate((first, worse, better), start=1):
-        run = open_run(store, "tests", folder.name, tmp_path / "runs" / folder.name, {})
-        assert run.register(folder, "sample", "challenger", embedding_width(folder)) == number
-        run.finish()
-        request = EvaluationRequest("sample", tmp_path, tmp_path / "results" / folder.name, SAMPLE_LANGUAGES)
-        evaluate_model(f"models:/sample/{number}", request)
-        outcomes.append(promote("sample", number, resamples=1000))
-    assert [outcome.status for outcome in outcomes] == [PROMOTED, REFUSED, PROMOTED]
-    assert outcomes[1].judgements[0].verdict == WORSE
-    assert [judged.verdict for judged in outcomes[2].judgements] == [BETTER, BETTER]
-    assert outcomes[2].evidence["champion_before"]["number"] == 1
-    registry = open_registry(store)
-    assert find_version(registry, "sample", "@champion").number == 3
-    compared = compare([tmp_path / "results" / name for name in ("untrained", "trained")], resamples=1000)
-    row = compared["settings"]["multilingual"]["mAP"]
-    assert outcomes[2].judgements[0].low == pytest.approx(row["low"], abs=1e-12), "as `hbt-ray compare` finds"
