@@ -136,7 +136,6 @@ def wait_for_steps(run_dir: Path, steps: int, process: subprocess.Popen[str]) ->
 
 
 @pytest.mark.slow
-@pytest.mark.servers
 @pytest.mark.ray
 @pytest.mark.timeout(580)
 def test_training_outlives_the_tracking_server(
@@ -222,7 +221,6 @@ def clients(request: pytest.FixtureRequest) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.servers
 @pytest.mark.ray
 @pytest.mark.timeout(1200)
 def test_from_quickstart_to_a_served_champion(
@@ -283,7 +281,6 @@ def hbt_ray(folder: Path, *arguments: str, code: int = 0) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.servers
 def test_nobody_gets_in_without_the_password(server: mlflow_server.MlflowServer, tmp_path: Path) -> None:
     """No password, a wrong one: 401, and a clear message before a training begins."""
     address = f"{server.uri}/api/2.0/mlflow/experiments/get?experiment_id=0"
@@ -297,7 +294,6 @@ def test_nobody_gets_in_without_the_password(server: mlflow_server.MlflowServer,
 
 
 @pytest.mark.slow
-@pytest.mark.servers
 @pytest.mark.timeout(300)
 def test_the_operators_commands_work(server: mlflow_server.MlflowServer, tmp_path: Path) -> None:
     """Backup, restore and both upgrades, as README.md has them, on the database with what a run has left there."""
