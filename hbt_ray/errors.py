@@ -84,15 +84,3 @@ class Interrupted(HbtError):  # noqa: N818  # no error: like KeyboardInterrupt
     def __str__(self) -> str:
         where = "its newest checkpoint" if self.step is None else f"step {self.step}, where a checkpoint was written"
         return f"interrupted: the same command resumes at {where}"
-
-
-def own_error(error: BaseException) -> HbtError | None:
-    """Our error, from under what Ray has wrapped it in."""
-    seen: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in seen:
-        if isinstance(cause, HbtError):
-            return cause
-        seen.append(cause)
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    return None

@@ -18,7 +18,18 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 BASE = {"config", "credentials", "errors", "languages", "session", "settings_file", "storage"}
 ALL = BASE | {
-    *("commands", "corpus", "description", "evaluation", "leakage", "mixing", "model", "progress", "promote"),
+    *(
+        "actor_pool",
+        "commands",
+        "corpus",
+        "description",
+        "evaluation",
+        "leakage",
+        "mixing",
+        "model",
+        "progress",
+        "promote",
+    ),
     *("quickstart", "serving", "study", "submission", "sweep", "tracking", "train", "translation"),
 }
 # A room is a folder of hbt_ray or a module beside them; it may always import itself and the version in hbt_ray.
@@ -31,8 +42,9 @@ MAY_IMPORT = {
     "session": {"errors"},
     "storage": {"credentials", "errors"},
     "progress": set(),
+    "actor_pool": {"errors"},
     "corpus": BASE,
-    "translation": BASE | {"corpus", "model"},
+    "translation": BASE | {"actor_pool", "corpus", "model"},
     "leakage": BASE | {"corpus", "evaluation"},
     "description": BASE | {"corpus", "evaluation"},
     "mixing": BASE | {"corpus"},
@@ -42,7 +54,7 @@ MAY_IMPORT = {
     "tracking": BASE | {"model"},
     "submission": {"credentials", "errors", "session", "settings_file"},
     "promote": BASE | {"commands", "evaluation", "tracking"},
-    "serving": BASE | {"commands", "corpus", "evaluation", "model", "tracking", "train", "translation"},
+    "serving": BASE | {"actor_pool", "commands", "corpus", "evaluation", "model", "tracking", "train"},
     "sweep": ALL - {"cli", "quickstart", "study"},
     "study": ALL - {"cli", "quickstart"},
     "commands": ALL,

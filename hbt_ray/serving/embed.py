@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,13 +22,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-import ray.data
 import torch
 from numpy.typing import NDArray
-from ray.data import ActorPoolStrategy
-from ray.exceptions import RayError
 
-from hbt_ray.errors import ConfigError, ResourceError, own_error
+from hbt_ray.actor_pool import through_actors
+from hbt_ray.errors import ConfigError, ResourceError
 from hbt_ray.model.encoder import TextEncoder, embedding_width
 from hbt_ray.serving.models import ServedModel, find_model, prefix_of
 from hbt_ray.serving.parquet_texts import ParquetTexts, Unit, open_texts
@@ -41,7 +38,6 @@ EMBEDDING = "embedding"
 SETTINGS_FILE = "_settings.json"
 SUCCESS_FILE = "_SUCCESS"
 UNIT_ROWS = 16_384  # 25 MB of vectors of 384 dimensions: seconds of a GPU, minutes of a core
-MOST_BLOCKS = 4_096  # that units are dealt in
 DEVICES = ("auto", "cpu", "cuda")
 
 OnProgress: TypeAlias = Callable[[int, int], None]
@@ -216,25 +212,9 @@ def _placement(actors: int | None, device: str) -> tuple[str, int]:
 def _embedded(job: _Job, units: Sequence[Unit], actors: int) -> Iterator[int]:
     """Embed units; the rows of each as it is written. Raises CorpusError, ModelError, ResourceError."""
     numbers = [{"unit": place} for place in range(len(units))]
-    dataset = ray.data.from_items(numbers, override_num_blocks=min(len(units), MOST_BLOCKS)).map_batches(
-        _UnitEncoder,
-        fn_constructor_args=(job, units),
-        batch_size=1,
-        compute=ActorPoolStrategy(size=min(actors, len(units))),
-        num_cpus=1,
-        num_gpus=1 if job.device == "cuda" else None,
-    )
-    dataset.context.enable_progress_bars = False
-    dataset.context.raise_original_map_exception = True  # Ray's wrapper of it loses the cause on its way here
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # else it tells of every pipeline's start and end
-    try:
-        for row in dataset.iter_rows():
-            yield int(row["rows"])
-    except RayError as error:
-        cause = own_error(error)
-        if cause is None:
-            raise
-        raise cause from None
+    gpus = 1 if job.device == "cuda" else None
+    for row in through_actors(numbers, _UnitEncoder, (job, units), actors=actors, gpus=gpus):
+        yield int(row["rows"])
 
 
 class _UnitEncoder:

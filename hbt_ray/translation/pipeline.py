@@ -22,12 +22,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-import ray.data
 import torch
-from ray.data import ActorPoolStrategy
-from ray.exceptions import RayError
 
-from hbt_ray.errors import ResourceError, own_error
+from hbt_ray.actor_pool import through_actors
+from hbt_ray.errors import ResourceError
 from hbt_ray.session import SPARE_CPUS
 from hbt_ray.storage import Folder
 from hbt_ray.translation.models import ModelFolder, Translation, Translator
@@ -35,7 +33,6 @@ from hbt_ray.translation.pieces import Unit, WorkList
 
 CPU_TOKENS = 4_096  # of a batch with its beams: under a gigabyte of attention for a model of 400 million weights
 GPU_TOKENS = 65_536
-MOST_BLOCKS = 4_096  # that units are dealt in, so that a late actor leaves little for the others to wait for
 GPU_SHARE_OF_GATES = 0.1  # left beside a translator for an encoder that judges what it wrote
 
 RESULTS = pa.schema({"text": pa.large_string(), "fault": pa.string(), "back": pa.large_string()})
@@ -131,25 +128,9 @@ def translated(job: Job, missing: Mapping[str, Sequence[Unit]], actors: int, gat
     if not rows:
         return
     on_gpu = job.generation.device == "cuda"
-    dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), MOST_BLOCKS)).map_batches(
-        _UnitTranslator,
-        fn_constructor_args=(job,),
-        batch_size=1,
-        compute=ActorPoolStrategy(size=min(actors, len(rows))),
-        num_cpus=1,
-        num_gpus=(1 - GPU_SHARE_OF_GATES * gates_on_gpu) if on_gpu else None,
-    )
-    dataset.context.enable_progress_bars = False
-    dataset.context.raise_original_map_exception = True  # Ray's wrapper of it loses the cause on its way here
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # else it tells of every pipeline's start and end
-    try:
-        for row in dataset.iter_rows():
-            yield Done(**row)
-    except RayError as error:
-        cause = own_error(error)
-        if cause is None:
-            raise
-        raise cause from None
+    gpus = (1 - GPU_SHARE_OF_GATES * gates_on_gpu) if on_gpu else None
+    for row in through_actors(rows, _UnitTranslator, (job,), actors=actors, gpus=gpus):
+        yield Done(**row)
 
 
 def placement(actors: int | None) -> tuple[str, int]:
