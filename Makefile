@@ -1,5 +1,7 @@
 # Every target makes the virtual environment when it is missing or older than what it is made from.
 PYTHON ?= python3
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
@@ -12,8 +14,10 @@ quickstart: $(INSTALLED)  ## sample -> three arms -> evaluation -> comparison ->
 test: $(INSTALLED)  ## everything but the slow tests, a file at a time on each of two cores
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
-slow: $(INSTALLED)  ## the tests that take minutes
-	$(VENV)/bin/python -m pytest -m slow
+slow: $(INSTALLED)  ## the tests that take minutes; beside them those with servers of their own, which mostly wait
+	$(VENV)/bin/python -m pytest --timeout 600 -m "slow and servers" 2>&1 | sed -u "s/^/servers: /" & servers=$$!; \
+	$(VENV)/bin/python -m pytest --timeout 600 -m "slow and not servers"; others=$$?; \
+	wait $$servers && exit $$others
 
 check: $(INSTALLED) $(AUDIT:yes=audit)  ## lint, format, types, audit; AUDIT=no where the package index tells of no vulnerabilities
 	$(VENV)/bin/ruff check .

@@ -97,6 +97,7 @@ def marks(seconds: int) -> list[pytest.MarkDecorator]:
     missing = _missing()
     return [
         pytest.mark.slow,
+        pytest.mark.servers,
         pytest.mark.ray,
         pytest.mark.timeout(seconds),
         pytest.mark.skipif(missing is not None, reason=f"no hosts on this machine: {missing}"),

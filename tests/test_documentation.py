@@ -690,7 +690,7 @@ def made_small(command: Command, run: Run, data: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_every_command_runs(reader: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """In the order of the documents, in one folder, each made small as HOW says: the exit code and what it leaves."""
     with ray_session(2.0):  # started in the reader's folder, where relative paths begin for its processes too

@@ -128,7 +128,7 @@ def rows_of(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def wait_for_steps(run_dir: Path, steps: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 400
     while len(rows_of(run_dir)) < steps:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline, f"step {steps} did not come"
@@ -136,8 +136,9 @@ def wait_for_steps(run_dir: Path, steps: int, process: subprocess.Popen[str]) ->
 
 
 @pytest.mark.slow
+@pytest.mark.servers
 @pytest.mark.ray
-@pytest.mark.timeout(580)
+@pytest.mark.timeout(900)
 def test_training_outlives_the_tracking_server(
     server: mlflow_server.MlflowServer, toy_config: Config, tmp_path: Path
 ) -> None:
@@ -171,7 +172,7 @@ def test_training_outlives_the_tracking_server(
         wait_for_steps(run_dir, down + 3, training)
         server.start()
         assert training.poll() is None, "the training ended before the server was back"
-        out, err = training.communicate(timeout=300)
+        out, err = training.communicate(timeout=500)
     assert training.returncode == 0, err
     assert "Training goes on" in err
     line = json.loads(out.splitlines()[-1])
@@ -221,6 +222,7 @@ def clients(request: pytest.FixtureRequest) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.servers
 @pytest.mark.ray
 @pytest.mark.timeout(1200)
 def test_from_quickstart_to_a_served_champion(
@@ -281,6 +283,7 @@ def hbt_ray(folder: Path, *arguments: str, code: int = 0) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.servers
 def test_nobody_gets_in_without_the_password(server: mlflow_server.MlflowServer, tmp_path: Path) -> None:
     """No password, a wrong one: 401, and a clear message before a training begins."""
     address = f"{server.uri}/api/2.0/mlflow/experiments/get?experiment_id=0"
@@ -294,7 +297,8 @@ def test_nobody_gets_in_without_the_password(server: mlflow_server.MlflowServer,
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.servers
+@pytest.mark.timeout(600)
 def test_the_operators_commands_work(server: mlflow_server.MlflowServer, tmp_path: Path) -> None:
     """Backup, restore and both upgrades, as README.md has them, on the database with what a run has left there."""
     with environment(server.clients):

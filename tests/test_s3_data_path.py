@@ -165,6 +165,7 @@ def training(toy_config: Config, path: Path, bucket: str) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.servers
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_the_whole_path_on_swift(

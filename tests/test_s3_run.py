@@ -23,7 +23,7 @@ from hbt_ray.errors import ResourceError
 from hbt_ray.storage import Folder
 from hbt_ray.train.checkpoint import accepted, damage
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.servers, pytest.mark.ray, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 40

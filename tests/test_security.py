@@ -385,7 +385,7 @@ def test_secrets_of_the_environment_are_in_no_file_and_no_output(short_folder: P
     for number, arguments in enumerate(commands):
         done = subprocess.run(
             [str(Path(sys.executable).parent / "hbt-ray"), *arguments],
-            env=environment, cwd=short_folder, capture_output=True, text=True, timeout=200,
+            env=environment, cwd=short_folder, capture_output=True, text=True, timeout=500,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         (short_folder / f"terminal-{number}.txt").write_text(done.stdout + done.stderr, encoding="utf-8")

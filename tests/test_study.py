@@ -60,7 +60,7 @@ def started(path: Path) -> subprocess.Popen[str]:
 
 def wait_for(runs: Path, finished: int, process: subprocess.Popen[str]) -> list[Path]:
     """The run folders of finished trainings, once there are so many."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while len(found := [path.parent for path in runs.glob("*/outcome.json")]) < finished:
         assert process.poll() is None, "the study ended"
         assert time.monotonic() < deadline, "nothing finished"
@@ -91,7 +91,7 @@ def test_a_killed_study_goes_on_where_it_was(toy_config: Config, tmp_path: Path)
     assert not (folder / "study.json").exists()
 
     second = started(path)
-    out, _ = second.communicate(timeout=600)
+    out, _ = second.communicate(timeout=800)
     assert second.returncode == 0
     for run, modified in before.items():
         assert (run / "metrics.jsonl").stat().st_mtime_ns == modified
@@ -176,7 +176,7 @@ def check_mlflow(study: dict[str, Any]) -> None:
         assert "sample/multilingual/mAP" in tracked.data.metrics
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_study_without_a_baseline_or_room_says_so(toy_config: Config, tmp_path: Path) -> None:
     """More trainings at a time than CPUs is the user's mistake; a baseline that never finishes names the reason."""
     broken = {"arms": {"X-X-mono": BROKEN}, "seeds": [3], "untrained": False}

@@ -64,7 +64,7 @@ def runs_of(content: dict[str, Any]) -> tuple[Run, list[Run]]:
     return parent, [run for run in runs if run is not parent]
 
 
-@pytest.mark.timeout(580)
+@pytest.mark.timeout(900)
 def test_a_killed_sweep_goes_on_where_it_was(toy_config: Config, tmp_path: Path) -> None:
     """SIGKILL after two finished trials, then the same command: none of them redone, no trial or MLflow run twice."""
     path = sweep_file(toy_config, tmp_path, [3e-3, NOT_A_NUMBER, 1e-3, 2e-3, 4e-3], scheduler={"name": "none"})
@@ -76,7 +76,7 @@ def test_a_killed_sweep_goes_on_where_it_was(toy_config: Config, tmp_path: Path)
     before = {trial: (folder / "trials" / f"rates-{trial}" / "metrics.jsonl").stat().st_mtime_ns for trial in finished}
 
     with started(path) as second:
-        out, _ = second.communicate(timeout=400)
+        out, _ = second.communicate(timeout=800)
     assert second.returncode == 0
     content = json.loads((folder / "sweep.json").read_text())
     for trial, modified in before.items():
@@ -156,7 +156,7 @@ def started(path: Path) -> Iterator[subprocess.Popen[str]]:
 
 def wait_for_finished(runs: Path, count: int, process: subprocess.Popen[str]) -> list[str]:
     """The ids of the finished trials, once there are so many."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while True:
         assert process.poll() is None
         assert time.monotonic() < deadline
@@ -175,7 +175,7 @@ def two_at_a_time() -> Iterator[None]:
         yield
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(800)
 @pytest.mark.usefixtures("two_at_a_time")
 def test_stopped_trials_leave_no_workers(toy_config: Config, tmp_path: Path) -> None:
     """Trials that do not learn are stopped at a rung: workers, actors and placement groups are gone, MLflow says so."""
