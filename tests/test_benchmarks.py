@@ -329,7 +329,11 @@ def test_missing_language_file(tmp_path: Path) -> None:
     assert caught.value.where == str(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"not gzip", gzip.compress(b"{}" * 500)[:-9], gzip.compress(b"{ broken")])
+@pytest.mark.parametrize(
+    "content",
+    [b"not gzip", gzip.compress(b"{}" * 500)[:-9], gzip.compress(b"{ broken")],
+    ids=["not gzip", "cut off", "not JSON"],
+)
 def test_unreadable_file(tmp_path: Path, content: bytes) -> None:
     """A file that is no gzip, is cut off or holds no JSON is named."""
     (tmp_path / "en.json.gz").write_bytes(content)
