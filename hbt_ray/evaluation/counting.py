@@ -133,37 +133,6 @@ def _count(scores: FloatArray, low: float, high: float) -> tuple[np.int32, np.in
 
 
 @_compiled
-def _keep(
-    scores: FloatArray, starts: IntArray, least: float, kept: FloatArray, places: IntArray, stops: IntArray
-) -> None:
-    """Put the scores [W] of at least `least` into `kept`, their columns into `places`, in order.
-
-    `stops`, int64 [L + 1], is filled with where those of each language begin and end.
-    """
-    count = 0
-    for segment in range(len(starts) - 1):
-        stops[segment] = count
-        for column in range(starts[segment], starts[segment + 1]):
-            kept[count] = scores[column]  # without a branch: the next one takes its place if it is not kept
-            places[count] = column
-            count += scores[column] >= least
-    stops[-1] = count
-
-
-@_compiled
-def _kth_best(scores: FloatArray, heap: FloatArray, places: IntArray) -> np.float64:
-    """The worst of the best k scores, -inf where there are fewer; both arrays [k] are overwritten."""
-    heap[:] = -np.inf
-    for start in range(0, len(scores), CHUNK):
-        chunk = scores[start : start + CHUNK]
-        if _count(chunk, heap[0], heap[0])[0]:
-            for place in range(start, start + len(chunk)):
-                if scores[place] > heap[0]:
-                    _replace_worst(heap, places, scores[place], place)
-    return np.float64(heap[0])
-
-
-@_compiled
 def _replace_worst(scores: FloatArray, columns: IntArray, score: float, column: int) -> None:
     """Put a candidate in the place of the worst, the root of a heap; of equal scores the later column is worse."""
     size = len(scores)
@@ -262,10 +231,7 @@ def scan(
         Whether the limit was kept. If not, the results are unfinished.
     """
     width, k = approximate.shape[1], best.shape[1]
-    kept, places = np.empty(width, dtype=approximate.dtype), np.empty(width, dtype=np.int64)
-    stops = np.zeros(len(starts), dtype=np.int64)  # the scores kept of a language are stops[l]:stops[l + 1]
-    least = np.empty(1, dtype=approximate.dtype)  # an array has its dtype, a number would be compared in float64
-    heap, worst = np.empty(k, dtype=approximate.dtype), np.empty(k, dtype=np.int64)
+    heap, places = np.empty(k, dtype=approximate.dtype), np.empty(k, dtype=np.int64)
     exact = np.empty(width, dtype=np.float64)
     scored_for = np.full(width, -1, dtype=np.int64)  # the row that `exact` is for
     sums = np.empty(len(order), dtype=np.float64)
@@ -273,38 +239,40 @@ def scan(
     for row in range(len(approximate)):
         own[offsets[row] : offsets[row + 1]] = 0
         every[offsets[row] : offsets[row + 1]] = 0
-        least[0] = np.inf
-        for entry in range(offsets[row], offsets[row + 1]):
-            least[0] = min(least[0], low[entry])
-        _keep(approximate[row], starts, least[0], kept, places, stops)
         for segment in range(len(starts) - 1):
-            scores = kept[stops[segment] : stops[segment + 1]]
+            scores = approximate[row, starts[segment] : starts[segment + 1]]
             for entry in range(offsets[row], offsets[row + 1]):
                 above, near = _count(scores, low[entry], high[entry])
                 outranking = np.int64(above)
                 if near > above:
-                    for place in range(stops[segment], stops[segment + 1]):
-                        if low[entry] <= kept[place] <= high[entry]:
-                            column = places[place]
-                            computed += _score_once(row, column, queries, vectors, order, sums, exact, scored_for)
-                            outranking += exact[column] >= score[entry]
+                    for start in range(starts[segment], starts[segment + 1], CHUNK):
+                        chunk = approximate[row, start : min(start + CHUNK, starts[segment + 1])]
+                        above, near = _count(chunk, low[entry], high[entry])
+                        if near == above:
+                            continue
+                        for column in range(start, start + len(chunk)):
+                            if low[entry] <= approximate[row, column] <= high[entry]:
+                                computed += _score_once(row, column, queries, vectors, order, sums, exact, scored_for)
+                                outranking += exact[column] >= score[entry]
                 every[entry] += outranking
                 if language[entry] == segment:
                     own[entry] += outranking
 
-        lowest = _kth_best(kept[: stops[-1]], heap, worst) - 2 * error[row]  # it may be too high, a better one too low
-        if lowest < least[0]:  # so one that was not kept may be among the best
-            least[0] = -np.inf
-            _keep(approximate[row], starts, least[0], kept, places, stops)
-            lowest = _kth_best(kept[: stops[-1]], heap, worst) - 2 * error[row]
+        heap[:] = -np.inf
+        for start in range(0, width, CHUNK):
+            chunk = approximate[row, start : start + CHUNK]
+            if _count(chunk, heap[0], heap[0])[0]:
+                for column in range(start, start + len(chunk)):
+                    if approximate[row, column] > heap[0]:
+                        _replace_worst(heap, places, approximate[row, column], column)
+        lowest = np.float64(heap[0]) - 2 * error[row]  # the kth best may be too high, and a better one too low
         best[row] = 0
         best_scores[row] = -np.inf
-        for start in range(0, stops[-1], CHUNK):
-            chunk = kept[start : min(start + CHUNK, stops[-1])]
+        for start in range(0, width, CHUNK):
+            chunk = approximate[row, start : start + CHUNK]
             if _count(chunk, lowest, lowest)[1]:
-                for place in range(start, start + len(chunk)):
-                    if kept[place] >= lowest and kept[place] > -np.inf:
-                        column = places[place]
+                for column in range(start, start + len(chunk)):
+                    if approximate[row, column] >= lowest and approximate[row, column] > -np.inf:
                         computed += _score_once(row, column, queries, vectors, order, sums, exact, scored_for)
                         if exact[column] > best_scores[row, 0]:
                             _replace_worst(best_scores[row], best[row], exact[column], column)
