@@ -29,6 +29,7 @@ from test_encoder import sentence_transformer_vectors
 
 from hbt_ray.config import Config
 from hbt_ray.errors import ResourceError
+from hbt_ray.evaluation.comparison import compare
 from hbt_ray.model.encoder import embedding_width
 from hbt_ray.session import environment
 from hbt_ray.tracking.runs import open_run, sync, tracking_store
@@ -258,7 +259,12 @@ def test_from_quickstart_to_a_served_champion(
     evaluated = ["--model", f"models:/{name}/2", "--benchmark", "sample", "--data", "q/sample", "--out", "results"]
     hbt_ray(tmp_path, "evaluate", *evaluated)
     assert promoted(tmp_path, name, 2)["status"] == "promoted"  # there was no champion
-    assert promoted(tmp_path, name, 1)["status"] == "promoted"
+    trained = promoted(tmp_path, name, 1)
+    assert trained["status"] == "promoted"
+    compared = compare([tmp_path / "results", tmp_path / "q" / "results" / "hybrid"], resamples=1000)
+    (quality,) = [row for row in trained["evidence"]["measures"] if row["measure"] == "multilingual mAP"]
+    assert quality["verdict"] == "better"
+    assert quality["low"] == pytest.approx(compared["settings"]["multilingual"]["mAP"]["low"], abs=1e-12)
     refused = promoted(tmp_path, name, 2, code=4)
     assert refused["status"] == "refused"
     assert "multilingual mAP worse" in refused["reason"]
@@ -271,7 +277,7 @@ def test_from_quickstart_to_a_served_champion(
 
 def promoted(folder: Path, name: str, version: int, code: int = 0) -> dict[str, Any]:
     """What `hbt-ray promote` says of a version."""
-    return hbt_ray(folder, "promote", "--model", name, "--version", str(version), code=code)
+    return hbt_ray(folder, "promote", "--model", name, "--version", str(version), "--resamples", "1000", code=code)
 
 
 def hbt_ray(folder: Path, *arguments: str, code: int = 0) -> dict[str, Any]:
