@@ -250,7 +250,7 @@ def train(
         Interrupted: SIGTERM, after a checkpoint was written.
     """
     from hbt_ray.model.encoder import embedding_width
-    from hbt_ray.session import ray_session
+    from hbt_ray.session import training_session
     from hbt_ray.tracking.runs import open_run, tracking_store
     from hbt_ray.train.fit import check_backbone, fit
     from hbt_ray.train.run_folder import claim_folder
@@ -263,8 +263,7 @@ def train(
     training_source(config, root).open()
     check_backbone(config)
     claim_folder(run_dir, config, root)
-    fewest = config.cluster.min_workers or config.cluster.workers
-    with ray_session(fewest * config.cluster.cpus_per_worker):
+    with training_session(config.cluster):
         run = open_run(
             store,
             config.tracking.experiment,

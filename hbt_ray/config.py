@@ -224,6 +224,13 @@ class ClusterSection(Section):
     zero_stage: Literal[0, 1, 2, 3] = 0
     max_failures: Annotated[int, Field(ge=0)] = 2
     """Restarts of the worker group before the run is given up."""
+    patience_minutes: Annotated[float, Field(ge=0)] = 1.5
+    """How long a start waits for CPUs and GPUs that a cluster lacks; some minutes more where machines must boot."""
+
+    @property
+    def fewest_workers(self) -> int:
+        """Workers that a training needs to go on."""
+        return self.min_workers or self.workers
 
     @model_validator(mode="after")
     def _fewest_and_most_workers(self) -> ClusterSection:

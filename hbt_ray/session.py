@@ -7,9 +7,10 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from math import ceil
 
+from hbt_ray.config import ClusterSection
 from hbt_ray.errors import ResourceError
 
 SPARE_CPUS = 2  # logical CPUs for data tasks and controllers beside the workers
@@ -20,19 +21,24 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def ray_session(worker_cpus: float = 1.0) -> Iterator[None]:
+def ray_session(worker_cpus: float = 1.0, gpus: int = 0, patience: float = PATIENCE_SECONDS) -> Iterator[None]:
     """Join the cluster that RAY_ADDRESS names (a submitted job has it set), else start a local Ray and end it after.
 
     The local one gets logical CPUs for workers and data tasks, and never joins a cluster that happens to run on
     this machine.
 
+    Args:
+        worker_cpus: CPUs of all workers together.
+        gpus: how many of the workers take a GPU.
+        patience: seconds to wait for what a cluster lacks; an autoscaler is asked for it.
+
     Raises:
-        ResourceError: the workers need more CPUs than there are.
+        ResourceError: the workers need more CPUs or GPUs than there are.
     """
     import ray
 
     if ray.is_initialized():
-        check_cpus(worker_cpus)
+        check_resources(worker_cpus, gpus)
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
@@ -41,10 +47,15 @@ def ray_session(worker_cpus: float = 1.0) -> Iterator[None]:
     else:
         _start_local(worker_cpus)
     try:
-        check_cpus(worker_cpus, PATIENCE_SECONDS if address else 0.0)
+        check_resources(worker_cpus, gpus, patience if address else 0.0)
         yield
     finally:
         ray.shutdown()
+
+
+def training_session(cluster: ClusterSection) -> AbstractContextManager[None]:
+    """`ray_session` for a training's workers, as few as it goes on with."""
+    return ray_session(*_needs(cluster), 60 * cluster.patience_minutes)
 
 
 def prepare_environment() -> None:
@@ -90,7 +101,7 @@ def _start_local(worker_cpus: float) -> None:
 
     cores = os.cpu_count() or 1
     if worker_cpus > cores:
-        raise _too_few(worker_cpus, cores)
+        raise _too_few(worker_cpus, 0, {"CPU": float(cores)})
     ray.init(
         address="local",
         num_cpus=max(cores, ceil(worker_cpus)) + SPARE_CPUS,
@@ -99,34 +110,63 @@ def _start_local(worker_cpus: float) -> None:
     )
 
 
-def check_cpus(worker_cpus: float, patience: float = 0.0) -> None:
-    """Refuse what would wait forever: workers that leave no CPU for the data tasks.
+def check_workers(cluster: ClusterSection) -> None:
+    """Raise ResourceError if a training's workers, as few as it goes on with, have no room in the current session."""
+    check_resources(*_needs(cluster))
 
-    `patience` is how many seconds to wait for hosts that are missing; an autoscaler is asked for them. Raises
-    ResourceError.
+
+def _needs(cluster: ClusterSection) -> tuple[float, int]:
+    """CPUs and GPUs of a training's workers."""
+    workers = cluster.fewest_workers
+    return workers * cluster.cpus_per_worker, workers if cluster.gpu else 0
+
+
+def check_resources(worker_cpus: float, gpus: int = 0, patience: float = 0.0) -> None:
+    """Refuse what would wait forever: workers without their GPUs, or that leave no CPU for the data tasks.
+
+    Arguments and errors as in `ray_session`.
     """
     import ray
     from ray.autoscaler.sdk import request_resources
 
-    wanted = worker_cpus + 1
+    wanted = {"CPU": worker_cpus + 1, "GPU": float(gpus)}
+    missing = _missing(wanted, ray.cluster_resources())
+    if not missing:
+        return
+    if not patience:
+        raise _too_few(worker_cpus, gpus, ray.cluster_resources())
+    logger.warning("the cluster has %s: waiting up to %g s for more", " and ".join(missing), patience)
+    workers = [{"CPU": worker_cpus / gpus, "GPU": 1.0}] * gpus if gpus else [{"CPU": 1.0}] * ceil(worker_cpus)
     deadline = time.monotonic() + patience
-    asked = False
-    while (total := ray.cluster_resources().get("CPU", 0.0)) < wanted:
-        if time.monotonic() >= deadline:
-            raise _too_few(worker_cpus, int(total))
-        if not asked:
-            logger.warning("the cluster has %g of %g CPUs: waiting up to %g s for more", total, wanted, patience)
-            request_resources(num_cpus=ceil(wanted))
-            asked = True
-        time.sleep(POLL_SECONDS)
-    if asked:
-        request_resources(num_cpus=0)  # the workers' own demand keeps the hosts from now on
+    try:
+        request_resources(bundles=[*workers, {"CPU": 1.0}])
+        while _missing(wanted, ray.cluster_resources()):
+            if time.monotonic() >= deadline:
+                raise _too_few(worker_cpus, gpus, ray.cluster_resources())
+            time.sleep(POLL_SECONDS)
+    finally:
+        # Kept, it would outlast us. The workers' own demand keeps the hosts from now on.
+        request_resources(bundles=[])
 
 
-def _too_few(worker_cpus: float, cpus: int) -> ResourceError:
+def _missing(wanted: Mapping[str, float], there: Mapping[str, float]) -> list[str]:
+    """Of what there is less than wanted: how much there is of how much."""
+    return [f"{there.get(name, 0.0):g} of {count:g} {name}s" for name, count in wanted.items()
+            if there.get(name, 0.0) < count]  # fmt: skip
+
+
+def _too_few(worker_cpus: float, gpus: int, there: Mapping[str, float]) -> ResourceError:
+    if there.get("GPU", 0.0) < gpus:
+        return ResourceError(
+            "cluster.gpu",
+            f"{gpus} workers with a GPU each",
+            f"at most {there.get('GPU', 0.0):g}, the GPUs that are there",
+            "Set cluster.gpu: false, or lower cluster.workers; where an autoscaler brings hosts, raise "
+            "cluster.patience_minutes.",
+        )
     return ResourceError(
         "cluster.workers x cluster.cpus_per_worker",
         f"{worker_cpus:g} CPUs for workers",
-        f"at most the {cpus} CPUs that are there (on a cluster one less, for the data tasks)",
+        f"at most the {there.get('CPU', 0.0):g} CPUs that are there (on a cluster one less, for the data tasks)",
         "Lower cluster.workers or cluster.cpus_per_worker.",
     )

@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "settings_file": {"credentials", "errors"},
     "credentials": {"errors"},
     "config": {"credentials", "errors", "languages", "settings_file"},
-    "session": {"errors"},
+    "session": {"config", "errors"},
     "storage": {"credentials", "errors"},
     "progress": set(),
     "actor_pool": {"errors"},

@@ -372,10 +372,3 @@ def test_trials_at_a_time_are_those_that_fit(
     assert concurrent_runs(config, 1) == 1
     with pytest.raises(ResourceError, match=rf"search.concurrent: got {room + 1}; expected at most {room}"):
         concurrent_runs(config, room + 1)
-
-
-def test_gpus_that_are_not_there_are_missed_at_once(base: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not in every trial, one after the other."""
-    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 64.0, "GPU": 1.0})
-    with pytest.raises(ResourceError, match="2 workers with a GPU each"):
-        concurrent_runs(base.replaced({"cluster.gpu": True, "cluster.workers": 2}), None)

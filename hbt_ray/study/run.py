@@ -29,7 +29,7 @@ from hbt_ray.corpus.shards import open_corpus
 from hbt_ray.errors import Interrupted, TrainingError
 from hbt_ray.evaluation.results import METRICS_FILE
 from hbt_ray.mixing.source import plan_languages
-from hbt_ray.session import SPARE_CPUS, environment, ray_session
+from hbt_ray.session import SPARE_CPUS, environment, training_session
 from hbt_ray.storage import Folder, write_whole
 from hbt_ray.study.analysis import analyse, arm_values, read_metrics
 from hbt_ray.study.arms import (
@@ -183,8 +183,7 @@ def _train_and_evaluate(
     study: StudyConfig, runs: Sequence[StudyRun], folder: Path, store: Store, on_progress: OnProgress
 ) -> list[Outcome]:
     """The outcomes of all runs, in their order; the models of those that finished have been evaluated."""
-    cluster = study.base.cluster
-    with ray_session(cluster.workers * cluster.cpus_per_worker), interrupted_by_sigterm():
+    with training_session(study.base.cluster), interrupted_by_sigterm():
         concurrent = concurrent_runs(study.base, study.concurrent, "concurrent")
         outcomes = train_all(runs, concurrent, store, folder, on_progress)
         _check_baseline(study, outcomes)

@@ -18,7 +18,7 @@ from hbt_ray.commands import EvaluationRequest, corpus_root, evaluate_model, tra
 from hbt_ray.config import Config
 from hbt_ray.errors import Interrupted, TrainingError
 from hbt_ray.model.encoder import embedding_width
-from hbt_ray.session import environment, ray_session
+from hbt_ray.session import environment, training_session
 from hbt_ray.storage import write_whole
 from hbt_ray.sweep.objective import score
 from hbt_ray.sweep.prepare import RESOLVED, Prepared, check_claim, claim, prepare, resolved, sweep_folder
@@ -58,9 +58,7 @@ def run_sweep(sweep: SweepConfig, on_progress: OnProgress = lambda done, note: N
     prepared = prepare(sweep)
     claim(sweep)
     began = time.monotonic()
-    cluster = sweep.base.cluster
-    fewest = cluster.min_workers or cluster.workers
-    with environment(ENVIRONMENT), ray_session(fewest * cluster.cpus_per_worker):
+    with environment(ENVIRONMENT), training_session(sweep.base.cluster):
         concurrent = concurrent_runs(sweep.base, sweep.search.concurrent)
         with _tracked(prepared) as run, interrupted_by_sigterm():
             content = _swept(prepared, run, concurrent, on_progress)

@@ -52,17 +52,9 @@ def concurrent_runs(config: Config, asked: int | None, where: str = "search.conc
     """Trainings that the cluster has room for at the same time, at most as many as were asked for.
 
     Raises:
-        ResourceError: more were asked for, both numbers are named; there are no GPUs for one.
+        ResourceError: more were asked for; both numbers are named.
     """
     cluster, there = config.cluster, ray.cluster_resources()
-    fewest = cluster.min_workers or cluster.workers
-    if cluster.gpu and there.get("GPU", 0.0) < fewest:
-        raise ResourceError(
-            "cluster.gpu",
-            f"{fewest} workers with a GPU each",
-            f"at most {there.get('GPU', 0.0):g}, the GPUs of the cluster",
-            "Set cluster.gpu: false, or lower cluster.workers.",
-        )
     cpus = there.get("CPU", 0.0)
     room = cpus / (cluster.workers * cluster.cpus_per_worker + DATA_CPUS)
     if cluster.gpu:

@@ -21,12 +21,13 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from hbt_ray.config import Config
 from hbt_ray.corpus.leakage_reports import kept_reports
 from hbt_ray.corpus.shards import open_corpus
-from hbt_ray.errors import Interrupted, ResourceError, TrainingError, UserError
+from hbt_ray.errors import Interrupted, TrainingError, UserError
 from hbt_ray.mixing.reader import Tokenisation
 from hbt_ray.mixing.source import PlanSource, plan_languages, training_source, validation_sources
 from hbt_ray.mixing.stream import PlanPipeline
 from hbt_ray.model.encoder import EncoderSettings, check_folder, resolve_backbone, tokenizer_json
 from hbt_ray.model.export import model_hash, read_training, write_training
+from hbt_ray.session import check_workers
 from hbt_ray.storage import Folder
 from hbt_ray.train.checkpoint import (
     EXPORT,
@@ -241,14 +242,7 @@ def _trainer(job: Job, root: str, checkpoints: Folder, metrics: Path) -> TorchTr
     config = job.config
     model, cluster = config.model, config.cluster
     storage = Folder(job.storage)
-    fewest = cluster.min_workers or cluster.workers
-    if cluster.gpu and ray.cluster_resources().get("GPU", 0) < fewest:
-        raise ResourceError(
-            "cluster.gpu",
-            f"{fewest} workers with a GPU each",
-            f"at most {ray.cluster_resources().get('GPU', 0):g}, the GPUs of the cluster",
-            "Set cluster.gpu: false, or lower cluster.workers.",
-        )
+    check_workers(cluster)
     tokens = Tokenisation(
         model.query_prefix,
         model.passage_prefix,
