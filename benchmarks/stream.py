@@ -89,7 +89,7 @@ def write_part(path: Path, dataset: str, lang: str, part: int, rows: int) -> Non
     columns = [pa.array(numbers), queries.take(order), passages.take(order), pa.array(numbers)]
     table = pa.table([*columns, pa.array([[]] * rows, pa.list_(pa.string()))], schema=SCHEMA)
     path.parent.mkdir(exist_ok=True)
-    pq.write_table(table, path, row_group_size=ROWS_PER_GROUP, compression="zstd")
+    pq.write_table(table, path, row_group_size=ROWS_PER_GROUP, compression="zstd", write_statistics=False)
 
 
 @cache

@@ -17,6 +17,7 @@ from hbt_ray.languages import checked_codes
 from hbt_ray.settings_file import Section, checked, parsed_setting, put, read_yaml
 
 SAMPLE_ROOT = "sample://"
+PATIENCE_MINUTES = 1.5  # for hosts on their way back; one that has to boot takes longer
 LEARNED_TEMPERATURES = (0.01, 1.0)  # below, softmax is an argmax; above, it tells nothing apart
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -224,7 +225,7 @@ class ClusterSection(Section):
     zero_stage: Literal[0, 1, 2, 3] = 0
     max_failures: Annotated[int, Field(ge=0)] = 2
     """Restarts of the worker group before the run is given up."""
-    patience_minutes: Annotated[float, Field(ge=0)] = 1.5
+    patience_minutes: Annotated[float, Field(ge=0)] = PATIENCE_MINUTES
     """How long a start waits for CPUs and GPUs that a cluster lacks; some minutes more where machines must boot."""
 
     @property

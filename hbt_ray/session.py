@@ -10,18 +10,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from math import ceil
 
-from hbt_ray.config import ClusterSection
+from hbt_ray.config import PATIENCE_MINUTES, ClusterSection
 from hbt_ray.errors import ResourceError
 
 SPARE_CPUS = 2  # logical CPUs for data tasks and controllers beside the workers
-PATIENCE_SECONDS = 90.0  # for hosts of a cluster that are on their way, or on their way back
 POLL_SECONDS = 1.0
+OR_WAIT = "where an autoscaler brings hosts, raise cluster.patience_minutes."
 
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def ray_session(worker_cpus: float = 1.0, gpus: int = 0, patience: float = PATIENCE_SECONDS) -> Iterator[None]:
+def ray_session(worker_cpus: float = 1.0, gpus: int = 0, patience: float = 60 * PATIENCE_MINUTES) -> Iterator[None]:
     """Join the cluster that RAY_ADDRESS names (a submitted job has it set), else start a local Ray and end it after.
 
     The local one gets logical CPUs for workers and data tasks, and never joins a cluster that happens to run on
@@ -161,12 +161,11 @@ def _too_few(worker_cpus: float, gpus: int, there: Mapping[str, float]) -> Resou
             "cluster.gpu",
             f"{gpus} workers with a GPU each",
             f"at most {there.get('GPU', 0.0):g}, the GPUs that are there",
-            "Set cluster.gpu: false, or lower cluster.workers; where an autoscaler brings hosts, raise "
-            "cluster.patience_minutes.",
+            f"Set cluster.gpu: false, or lower cluster.workers; {OR_WAIT}",
         )
     return ResourceError(
         "cluster.workers x cluster.cpus_per_worker",
         f"{worker_cpus:g} CPUs for workers",
         f"at most the {there.get('CPU', 0.0):g} CPUs that are there (on a cluster one less, for the data tasks)",
-        "Lower cluster.workers or cluster.cpus_per_worker.",
+        f"Lower cluster.workers or cluster.cpus_per_worker; {OR_WAIT}",
     )
