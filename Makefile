@@ -12,7 +12,7 @@ quickstart: $(INSTALLED)  ## sample -> three arms -> evaluation -> comparison ->
 	$(VENV)/bin/hbt-ray quickstart --out quickstart
 
 test: $(INSTALLED)  ## everything but the slow tests, a file at a time on each of two cores
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: $(INSTALLED)  ## the tests that take minutes; beside them those with servers of their own, which mostly wait
 	$(VENV)/bin/python -m pytest --timeout 600 -m "slow and servers" 2>&1 | sed -u "s/^/servers: /" & servers=$$!; \

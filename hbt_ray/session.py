@@ -105,6 +105,7 @@ def _start_local(worker_cpus: float) -> None:
     ray.init(
         address="local",
         num_cpus=max(cores, ceil(worker_cpus)) + SPARE_CPUS,
+        include_dashboard=False,  # nobody has its token, and it takes a third of the start
         log_to_driver=False,
         logging_level=logging.ERROR,
     )

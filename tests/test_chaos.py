@@ -36,7 +36,6 @@ ENV = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "4",
-    "RAY_worker_niceness": "0",  # not behind everything else that this machine does
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
     "PATH": f"{BIN}:/usr/sbin:/usr/bin:/sbin:/bin",
 }

@@ -89,14 +89,17 @@ def submitted_by_ray(head: dict[str, str], home: Path, *job: str) -> None:
 def test_a_submitted_job_trains_and_is_in_mlflow(head: dict[str, str], tmp_path: Path) -> None:
     """`hbt-ray submit train` is followed by the same command to its end; run and model are in the MLflow store."""
     env = head | {"HBT_RAY_HOME": str(tmp_path)}
-    job = ["train", "jobs/configs/sample.yaml", "--set", "train.steps=40", "--set", "train.validate_every=20"]
+    job = [
+        "train", "jobs/configs/sample.yaml", "--set", "train.steps=10", "--set", "train.validate_every=5",
+        "--set", "train.warmup_steps=2", "--set", "train.batch_size=16",
+    ]  # fmt: skip
     left = command("hbt-ray", "submit", "--no-wait", *job, env=env)
     assert left.returncode == 0, left.stderr
     assert json.loads(left.stdout.splitlines()[-1])["job_id"] == "train.sample-hybrid"
     followed = command("hbt-ray", "submit", *job, env=env)
     assert followed.returncode == 0, followed.stdout + followed.stderr
     assert "train.sample-hybrid is" in followed.stderr
-    assert '"steps": 40' in followed.stdout
+    assert '"steps": 10' in followed.stdout
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
@@ -104,7 +107,7 @@ def test_a_submitted_job_trains_and_is_in_mlflow(head: dict[str, str], tmp_path:
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
-    assert [metric.step for metric in client.get_metric_history(run.info.run_id, "loss")] == list(range(40))
+    assert [metric.step for metric in client.get_metric_history(run.info.run_id, "loss")] == list(range(10))
     version = client.get_model_version_by_alias("hbt-sample", "challenger")
     assert version.run_id == run.info.run_id
 
@@ -113,8 +116,9 @@ def test_a_submitted_sweep_is_one_parent_with_its_trials(head: dict[str, str], t
     """`ray job submit -- python jobs/sweep.py`: two trials below one MLflow run, the better one's model registered."""
     submitted_by_ray(
         head, tmp_path, "jobs/sweep.py", "jobs/configs/sweep-sample.yaml", "--set", "search.trials=2",
-        "--set", "settings.train.steps=20", "--set", "settings.train.validate_every=10",
-        "--set", "settings.train.warmup_steps=5", "--set", "scheduler={name: none}",
+        "--set", "settings.train.steps=10", "--set", "settings.train.validate_every=5",
+        "--set", "settings.train.warmup_steps=2", "--set", "settings.train.batch_size=16",
+        "--set", "scheduler={name: none}", "--set", "validation.questions=50",
     )  # fmt: skip
     from mlflow import MlflowClient
 
@@ -232,7 +236,8 @@ def test_real_data_from_import_to_xquad_r(tmp_path: Path) -> None:
         ["data", "import", "squad-mt", *source, *exclude, "--out", "data/squad-mt"],
         ["data", "validate", "data/squad-mt"],
         ["train", str(ROOT / "jobs/configs/minilm-squad-mt.yaml"), "--set", "train.steps=2", "--set",
-         "train.warmup_steps=0", "--set", "train.validate_every=2", "--set", "data.hold_out.batches=2"],
+         "train.warmup_steps=0", "--set", "train.validate_every=2", "--set", "data.hold_out.batches=2", "--set",
+         "train.batch_size=8", "--set", "cluster.workers=1"],
         ["evaluate", "--model", "runs/minilm-squad-mt/model", "--benchmark", "xquad-r", "--data", str(SHARED),
          "--languages", "en,es", "--out", "results"],
     ]  # fmt: skip
