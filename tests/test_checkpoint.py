@@ -405,9 +405,9 @@ def test_sigterm_ends_what_waits_for_ray(waiting: str) -> None:
     ray.cancel(task, force=True)
 
 
-# --- a terminated command --------------------------------------------------------------------------------------------
+# --- a killed command ------------------------------------------------------------------------------------------------
 
-STEPS = 40
+STEPS = 60
 
 
 @dataclass(frozen=True)
@@ -463,10 +463,8 @@ def unbroken_losses(command_file: Path, tmp_path_factory: pytest.TempPathFactory
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(900)
-def test_a_terminated_command_goes_on_bit_for_bit(
-    unbroken_losses: list[float], command_file: Path, tmp_path: Path
-) -> None:
-    """SIGTERM leaves a checkpoint at the step where it came and exits with 143 (SIGKILL: test_chaos.py).
+def test_a_killed_command_goes_on_bit_for_bit(unbroken_losses: list[float], command_file: Path, tmp_path: Path) -> None:
+    """SIGTERM leaves a checkpoint at the step where it came and exits with 143; after SIGKILL at most five are lost.
 
     The same command then ends the run: every step once in metrics.jsonl, with the loss of the undisturbed run.
     """
@@ -483,8 +481,15 @@ def test_a_terminated_command_goes_on_bit_for_bit(
     assert [row["step"] for row in command.rows()] == list(range(newest.step))
 
     again = command.start()
+    command.wait_for_step(again, newest.step + 7)
+    again.kill()
     _, errors = again.communicate()
-    assert again.returncode == 0, errors
+    assert again.returncode == -signal.SIGKILL, errors
+    assert newest.step <= accepted(checkpoints)[0].step < STEPS
+
+    last = command.start()
+    _, errors = last.communicate()
+    assert last.returncode == 0, errors
     rows = command.rows()
     assert [row["step"] for row in rows] == list(range(STEPS))
     assert [row["loss"] for row in rows] == unbroken_losses
