@@ -96,40 +96,50 @@ def local(
     return config, Path(toy_corpus)
 
 
+def check_run_on_s3(local: tuple[Config, Path], name: str, bucket: str) -> None:
+    """Corpus and checkpoints in a bucket, one interruption: losses and weights are those of the local run."""
+    reference, corpus = local
+    Folder(f"s3://{bucket}/data").upload(corpus)
+    config = reference.replaced(
+        {"run.name": name, "run.storage": f"s3://{bucket}/runs", "data.root": f"s3://{bucket}/data"}
+    )
+    log = Path(config.run.out) / f"{name}.log"
+    interrupted(config, log)
+    finished(config, log)
+    assert [row["step"] for row in rows(config)] == list(range(STEPS))
+    for key in ("loss", "validation_loss"):
+        assert [row.get(key) for row in rows(config)] == [row.get(key) for row in rows(reference)]
+    expected = weights(reference)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(config).items())
+    storage = Folder(f"s3://{bucket}/runs/{name}")
+    kept = [saved for saved in accepted(storage) if saved.name in storage.folders()]
+    assert kept[0].step == STEPS
+    assert [damage(saved, storage) for saved in kept] == [None] * len(kept)
+    assert not (run_dir(config) / "checkpoints").exists()
+    for path in (run_dir(config) / "model").glob("*.*"):
+        assert (storage / "model").read(path.name) == path.read_bytes()
+
+
 def with_environment(values: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in values.items():
         monkeypatch.setenv(name, value)
 
 
 def test_a_run_on_a_failing_s3(local: tuple[Config, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Corpus and checkpoints in a bucket, one interruption: losses and weights are those of the local run.
-
-    One request in twenty fails, in four ways, from the first to the last; nobody notices.
-    """
+    """One request in twenty fails, in four ways, from the first to the last; nobody notices."""
     with serve(FaultyS3(share=0.05)) as server:
         with_environment(environment(server.endpoint), monkeypatch)
-        reference, corpus = local
-        Folder(f"s3://{BUCKET}/data").upload(corpus)
-        config = reference.replaced(
-            {"run.name": "faulty", "run.storage": f"s3://{BUCKET}/runs", "data.root": f"s3://{BUCKET}/data"}
-        )
-        log = Path(config.run.out) / "faulty.log"
-        interrupted(config, log)
-        finished(config, log)
-        assert [row["step"] for row in rows(config)] == list(range(STEPS))
-        for key in ("loss", "validation_loss"):
-            assert [row.get(key) for row in rows(config)] == [row.get(key) for row in rows(reference)]
-        expected = weights(reference)
-        assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(config).items())
-        storage = Folder(f"s3://{BUCKET}/runs/faulty")
-        kept = [saved for saved in accepted(storage) if saved.name in storage.folders()]
-        assert kept[0].step == STEPS
-        assert [damage(saved, storage) for saved in kept] == [None] * len(kept)
-        assert not (run_dir(config) / "checkpoints").exists()
-        for path in (run_dir(config) / "model").glob("*.*"):
-            assert (storage / "model").read(path.name) == path.read_bytes()
+        check_run_on_s3(local, "faulty", BUCKET)
     assert set(server.faults) == set(PASSING)
     assert server.faults.total() > len(server.requests) / 40
+
+
+def test_a_run_on_swift(
+    local: tuple[Config, Path], swift_clients: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same on a server that checks signatures and stores on disk."""
+    with_environment(swift_clients, monkeypatch)
+    check_run_on_s3(local, "swift", swift.BUCKET)
 
 
 def test_swift_refuses_a_wrong_secret(swift_clients: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

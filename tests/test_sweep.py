@@ -66,12 +66,11 @@ def runs_of(content: dict[str, Any]) -> tuple[Run, list[Run]]:
 
 @pytest.mark.timeout(900)
 def test_a_killed_sweep_goes_on_where_it_was(toy_config: Config, tmp_path: Path) -> None:
-    """SIGKILL after a finished trial, then the same command: it is not redone, no trial or MLflow run is twice."""
-    rates = [3e-3, NOT_A_NUMBER, 1e-3, 2e-3]
-    path = sweep_file(toy_config, tmp_path, rates, scheduler={"name": "none"})
+    """SIGKILL after two finished trials, then the same command: none of them redone, no trial or MLflow run twice."""
+    path = sweep_file(toy_config, tmp_path, [3e-3, NOT_A_NUMBER, 1e-3, 2e-3, 4e-3], scheduler={"name": "none"})
     folder = tmp_path / "out" / "rates"
     with started(path) as first:
-        finished = wait_for_finished(folder / "trials", 1, first)
+        finished = wait_for_finished(folder / "trials", 2, first)
         time.sleep(5)  # a snapshot of Ray Tune's state later
     assert not (folder / "sweep.json").exists()
     before = {trial: (folder / "trials" / f"rates-{trial}" / "metrics.jsonl").stat().st_mtime_ns for trial in finished}
@@ -83,8 +82,10 @@ def test_a_killed_sweep_goes_on_where_it_was(toy_config: Config, tmp_path: Path)
     for trial, modified in before.items():
         assert (folder / "trials" / f"rates-{trial}" / "metrics.jsonl").stat().st_mtime_ns == modified
     check_content(content, folder)
-    assert sorted(entry["status"] for entry in content["trials"]) == ["failed"] + 3 * ["finished"]
-    assert {entry["settings"]["train.learning_rate"] for entry in content["trials"]} == set(rates)
+    assert sorted(entry["status"] for entry in content["trials"]) == ["failed"] + 4 * ["finished"]
+    assert {entry["settings"]["train.learning_rate"] for entry in content["trials"]} == {
+        *(3e-3, NOT_A_NUMBER, 1e-3, 2e-3, 4e-3)
+    }
     line = json.loads(out.splitlines()[-1])
     assert line["best_metrics"] == content["best"]["metrics"]
     assert line["report"] == str(folder / "sweep.html")
