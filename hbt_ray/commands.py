@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # imported where they are used: the command line starts light
     from hbt_ray.evaluation.evaluate import Embed
     from hbt_ray.evaluation.matrix import Evaluation
     from hbt_ray.evaluation.rankers import Ranker
-    from hbt_ray.train.checkpoint import CheckpointAddress
+    from hbt_ray.train.record import CheckpointAddress
     from hbt_ray.train.retrieval import Retrieval
 
 HOME_VARIABLE = "HBT_RAY_HOME"

@@ -15,6 +15,11 @@ from hbt_ray.errors import ResourceError
 
 SPARE_CPUS = 2  # logical CPUs for data tasks and controllers beside the workers
 POLL_SECONDS = 1.0
+LOCAL = {  # settings of a Ray on one machine, for one command
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else it would listen on all addresses of the machine
+    "RAY_prestart_worker_first_driver": "0",  # Ray Train takes none of these processes; the others start when needed
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # its node goes with the command; one process less per training
+}
 OR_WAIT = "where an autoscaler brings hosts, raise cluster.patience_minutes."
 
 logger = logging.getLogger(__name__)
@@ -68,8 +73,8 @@ def prepare_environment() -> None:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     if "RAY_ADDRESS" not in os.environ:
-        # A local Ray is for one machine: without this it would listen on all its addresses.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        for name, value in LOCAL.items():
+            os.environ.setdefault(name, value)
     for name, value in {
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

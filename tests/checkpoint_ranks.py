@@ -81,7 +81,8 @@ def load_train(rank: int, world_size: int, port: int, model: str, rows: Sequence
 
 
 def _load_train(rank: int, world_size: int, model: str, stage: int, rows: Sequence[StepRow], folder: str) -> None:
-    from hbt_ray.train.checkpoint import loadable, newest_intact, restore
+    from hbt_ray.train.checkpoint import loadable, restore
+    from hbt_ray.train.record import newest_intact
 
     storage = Folder(folder)
     saved, damages = newest_intact(storage)

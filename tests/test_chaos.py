@@ -65,8 +65,9 @@ class Cluster:
     head: Host
     nodes: list[Host]
 
-    def start(self) -> None:
-        self.head.start(self._ray("--head", f"--port={PORT}", "--num-cpus=0", host=self.head), ENV)
+    def start(self, *options: str) -> None:
+        """Start Ray everywhere; `options` are the head's."""
+        self.head.start(self._ray("--head", f"--port={PORT}", "--num-cpus=0", *options, host=self.head), ENV)
         for node in self.nodes:
             self.start_node(node)
         for host in (self.head, *self.nodes):
@@ -171,7 +172,7 @@ def lose_job(training: Training, rng: random.Random) -> None:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with hosts(3, tmp_path_factory.mktemp("hosts")) as (head, *nodes):
         cluster = Cluster(head, nodes)
-        cluster.start()
+        cluster.start("--include-dashboard=false")
         yield cluster
 
 

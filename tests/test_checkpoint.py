@@ -32,18 +32,10 @@ from hbt_ray.mixing.reader import SliceReader, StepRow, Tokenisation, step_rows
 from hbt_ray.mixing.source import training_source
 from hbt_ray.model.encoder import tokenizer_json
 from hbt_ray.storage import Folder
-from hbt_ray.train.checkpoint import (
-    Saved,
-    accepted,
-    alpha_before,
-    check_identity,
-    identity,
-    loadable,
-    newest_intact,
-    restore,
-)
+from hbt_ray.train.checkpoint import loadable, restore
 from hbt_ray.train.control import interrupted_by_sigterm
 from hbt_ray.train.metrics_log import append, complete, cut_unfinished_line
+from hbt_ray.train.record import Saved, accepted, alpha_before, check_identity, identity, newest_intact
 from hbt_ray.train.retention import Retention, best_export, mend_record, prune
 
 

@@ -85,6 +85,7 @@ def metrics_port() -> Iterator[int]:
     ray.init(
         address="local",
         num_cpus=4,
+        include_dashboard=False,
         log_to_driver=False,
         _metrics_export_port=port,
         _system_config={"metrics_report_interval_ms": 1000},

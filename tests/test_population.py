@@ -46,7 +46,7 @@ from hbt_ray.sweep.population import (
 )
 from hbt_ray.sweep.run import run_sweep
 from hbt_ray.sweep.settings import SweepConfig
-from hbt_ray.train.checkpoint import CheckpointAddress, alpha_before
+from hbt_ray.train.record import CheckpointAddress, alpha_before
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import tests
 

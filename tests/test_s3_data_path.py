@@ -24,7 +24,7 @@ from hbt_ray.corpus.sample import sample_pairs, write_sample_benchmark
 from hbt_ray.corpus.shards import ShardedDataset
 from hbt_ray.errors import CorpusError
 from hbt_ray.storage import Folder
-from hbt_ray.train.checkpoint import accepted, damage
+from hbt_ray.train.record import accepted, damage
 
 ROOT = Path(__file__).resolve().parents[1]
 PAIRS, STEPS = 160, 20

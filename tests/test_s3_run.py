@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from hbt_ray.config import Config
 from hbt_ray.errors import ResourceError
 from hbt_ray.storage import Folder
-from hbt_ray.train.checkpoint import accepted, damage
+from hbt_ray.train.record import accepted, damage
 
 pytestmark = [pytest.mark.slow, pytest.mark.servers, pytest.mark.ray, pytest.mark.timeout(1800)]
 

@@ -167,6 +167,13 @@ def test_the_command_line_starts_light(tmp_path: Path) -> None:
     assert {"ray", "torch", "mlflow"}.isdisjoint(loaded_after("import hbt_ray.cli", tmp_path))
 
 
+def test_rays_controller_starts_light(tmp_path: Path) -> None:
+    """What Ray Train's controller and its data manager take of ours costs no seconds of torch or transformers."""
+    names = ("data", "gauges", "metrics_log", "retention")
+    program = f"import {', '.join(f'hbt_ray.train.{name}' for name in names)}"
+    assert {"torch", "transformers", "mlflow"}.isdisjoint(loaded_after(program, tmp_path))
+
+
 def test_nothing_happens_at_import(tmp_path: Path) -> None:
     """Importing every module starts no Ray, makes no file in the current folder and sets up no logging."""
     names = [module_name(path) for path in MODULES]

@@ -21,8 +21,8 @@ from hbt_ray.model.encoder import TextEncoder
 from hbt_ray.model.export import read_training
 from hbt_ray.session import ray_session
 from hbt_ray.storage import Folder
-from hbt_ray.train.checkpoint import accepted
 from hbt_ray.train.fit import FitResult, fit, validation_weights
+from hbt_ray.train.record import accepted
 from hbt_ray.train.run_folder import claim_folder
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]

@@ -29,8 +29,8 @@ from hbt_ray.config import Config
 from hbt_ray.errors import ConfigError
 from hbt_ray.storage import Folder
 from hbt_ray.tracking.runs import run_of_folder, share_run, tracked_folders, tracking_store
-from hbt_ray.train.checkpoint import CheckpointAddress, accepted
 from hbt_ray.train.metrics_log import validated
+from hbt_ray.train.record import CheckpointAddress, accepted
 from hbt_ray.train.retrieval import PREFIX, Retrieval
 
 ALPHA = "mix.alpha"

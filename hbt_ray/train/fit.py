@@ -29,8 +29,14 @@ from hbt_ray.model.encoder import EncoderSettings, check_folder, resolve_backbon
 from hbt_ray.model.export import model_hash, read_training, write_training
 from hbt_ray.session import check_workers
 from hbt_ray.storage import Folder
-from hbt_ray.train.checkpoint import (
-    EXPORT,
+from hbt_ray.train.checkpoint import EXPORT
+from hbt_ray.train.control import start_control, stopped_by_sigterm
+from hbt_ray.train.data import PlanDataConfig, missing_steps, same_steps
+from hbt_ray.train.gauges import TrainingGauges
+from hbt_ray.train.loop import Job, train_worker
+from hbt_ray.train.metrics_log import Follower, MetricsLog, Rows, complete, cut_unfinished_line, validated
+from hbt_ray.train.non_finite import write_batch
+from hbt_ray.train.record import (
     CheckpointAddress,
     Saved,
     accepted,
@@ -40,12 +46,6 @@ from hbt_ray.train.checkpoint import (
     identity,
     newest_intact,
 )
-from hbt_ray.train.control import start_control, stopped_by_sigterm
-from hbt_ray.train.data import PlanDataConfig
-from hbt_ray.train.gauges import TrainingGauges
-from hbt_ray.train.loop import Job, train_worker
-from hbt_ray.train.metrics_log import Follower, MetricsLog, Rows, complete, cut_unfinished_line, validated
-from hbt_ray.train.non_finite import write_batch
 from hbt_ray.train.retention import Retention, best_export, mend_record, validation_loss
 from hbt_ray.train.retrieval import Retrieval
 
@@ -253,16 +253,15 @@ def _trainer(job: Job, root: str, checkpoints: Folder, metrics: Path) -> TorchTr
     tokenizer = ray.put(tokenizer_json(job.backbone, model.revision))
     validation = validation_sources(config, root)
     datasets: dict[str, Callable[[], PlanPipeline]] = {
-        "train": partial(_missing_steps, training_source(config, root), tokens, tokenizer, storage, job.last_step)
+        "train": partial(missing_steps, training_source(config, root), tokens, tokenizer, storage, job.last_step)
     }
     for mode, source in validation.items():
         source.open()
         pipeline = PlanPipeline(source, tokens, tokenizer, 0, config.data.hold_out.batches // min(2, len(validation)))
-        datasets[f"validation/{mode}"] = partial(_same, pipeline)
+        datasets[f"validation/{mode}"] = partial(same_steps, pipeline)
     resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": 1.0} if cluster.gpu else {})
     return TorchTrainer(
-        train_worker,
-        train_loop_config={"job": job},
+        partial(train_worker, job),  # not as train_loop_config: Ray's controller would import all that a job needs
         torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=(cluster.min_workers, cluster.workers) if cluster.min_workers else cluster.workers,
@@ -290,22 +289,6 @@ def validation_weights(config: Config, modes: Sequence[str]) -> dict[str, float]
         return weights
     trained = {"X-X-mono", config.mix.mixed}
     return {mode: float(mode in trained) for mode in modes}
-
-
-def _missing_steps(
-    source: PlanSource, tokens: Tokenisation, tokenizer: ray.ObjectRef, storage: Folder, last_step: int
-) -> PlanPipeline:
-    """Asked at every start of the worker group: the plan from the end of the newest intact checkpoint on."""
-    saved, damages = newest_intact(storage)
-    for message in damages:
-        logger.warning("%s", message)
-    if damages and saved is None:
-        raise TrainingError(f"no intact checkpoint is left in {storage.uri}: {damages[0]}")
-    return PlanPipeline(source, tokens, tokenizer, saved.step if saved else 0, last_step)
-
-
-def _same(pipeline: PlanPipeline) -> PlanPipeline:
-    return pipeline
 
 
 def _run(trainer: TorchTrainer) -> None:

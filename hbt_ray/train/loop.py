@@ -53,9 +53,8 @@ class Job:
     control: Any = None
 
 
-def train_worker(loop_config: Mapping[str, Any]) -> None:
+def train_worker(job: Job) -> None:
     """Train from the newest checkpoint to the last step or the early stop, reporting metrics and checkpoints."""
-    job: Job = loop_config["job"]
     train, model = job.config.train, job.config.model
     rank = ray.train.get_context().get_world_rank()
     device = ray.train.torch.get_device()

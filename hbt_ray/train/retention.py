@@ -16,7 +16,7 @@ from typing import Any
 from ray.train import UserCallback
 
 from hbt_ray.storage import Folder
-from hbt_ray.train.checkpoint import RECORD, RECORD_COPY, Saved, accepted, read_record
+from hbt_ray.train.record import RECORD, RECORD_COPY, Saved, accepted, read_record
 
 NEWEST = 3  # one to resume from, and two more in case that it is damaged
 PREFIX = "step-"  # of the folders of checkpoints
