@@ -10,7 +10,7 @@ import pytest
 from hbt_ray import session
 from hbt_ray.config import ClusterSection
 from hbt_ray.errors import ResourceError
-from hbt_ray.session import check_resources, check_workers, training_session
+from hbt_ray.session import LOCAL, check_resources, check_workers, prepare_environment, training_session
 
 Requests = list[list[dict[str, float]]]
 
@@ -102,3 +102,17 @@ def test_a_cluster_is_waited_for_as_long_as_the_configuration_says(monkeypatch: 
     with training_session(cluster):
         pass
     assert waited == [(8.0, 2, 900.0), (8.0, 2, 0.0)]
+
+
+@pytest.mark.parametrize("address", [None, "head:6379"])
+def test_only_a_local_ray_does_without_what_a_cluster_needs(
+    monkeypatch: pytest.MonkeyPatch, address: str | None
+) -> None:
+    """On a cluster Ray's own settings stay, notices of hosts that go among them; what a user has set always does."""
+    environ = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1"} | ({} if address is None else {"RAY_ADDRESS": address})
+    monkeypatch.setattr("os.environ", environ)
+    prepare_environment()
+    assert environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] == "1"
+    found = {name for name in LOCAL if name in environ}
+    assert found == (set(LOCAL) if address is None else {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"})
+    assert ("RAY_AUTH_TOKEN" in environ) == (address is None)
