@@ -495,7 +495,7 @@ def added(*settings: str) -> tuple[str, ...]:
 
 FEW_STEPS = ("train.steps=4", "train.validate_every=2", "train.warmup_steps=0", "train.batch_size=8")
 SMALL = (*FEW_STEPS, "cluster.workers=1", "cluster.cpus_per_worker=0.5", "data.hold_out.batches=2")
-TWO_LANGUAGES = ("--languages", "en,de")
+TWO_LANGUAGES = ("--languages", "en,de", "--actors", "1")
 JOB = By("tests/test_jobs.py::test_a_submitted_job_trains_and_is_in_mlflow")
 RAY_JOB = By("tests/test_jobs.py::test_a_submitted_sweep_is_one_parent_with_its_trials")
 SWEEP = By("tests/test_jobs.py::test_a_submitted_sweep_is_one_parent_with_its_trials")

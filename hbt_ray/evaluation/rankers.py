@@ -118,9 +118,9 @@ def _rank_on_ray(collection: Collection, embeddings: Embeddings, actors: int) ->
     # No logical CPU: they work while the encoding actors, which keep theirs for the next collection, do nothing.
     workers: Any = ray.remote(num_cpus=0, scheduling_strategy="SPREAD")(_RankingActor)
     queries, relevant = _all_queries(collection, embeddings, pool.starts)
-    ranked = ActorPool([workers.remote(reference) for _ in range(actors)]).map(
-        lambda actor, block: actor.rank.remote(queries[block], rows_of_relevant(relevant, block)),
-        list(query_blocks(len(queries))),
+    blocks = list(query_blocks(len(queries)))
+    ranked = ActorPool([workers.remote(reference) for _ in range(min(actors, len(blocks)))]).map(
+        lambda actor, block: actor.rank.remote(queries[block], rows_of_relevant(relevant, block)), blocks
     )
     return _by_language(collection, join_ranks(list(ranked)))
 
