@@ -55,7 +55,7 @@ def wait(condition: Callable[[], bool], what: str) -> None:
     until = time.monotonic() + WAIT_SECONDS
     while not condition():
         assert time.monotonic() < until, f"no {what} in {WAIT_SECONDS} s"
-        time.sleep(0.05)
+        time.sleep(0.2)  # a look goes through all processes of the hosts
 
 
 @dataclass
