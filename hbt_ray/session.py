@@ -19,6 +19,7 @@ LOCAL = {  # settings of a Ray on one machine, for one command
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else it would listen on all addresses of the machine
     "RAY_prestart_worker_first_driver": "0",  # Ray Train takes none of these processes; the others start when needed
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # its node goes with the command; one process less per training
+    "RAY_enable_open_telemetry": "0",  # outlives every Ray of a process but the first, and can crash its exit
 }
 OR_WAIT = "where an autoscaler brings hosts, raise cluster.patience_minutes."
 

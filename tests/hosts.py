@@ -80,7 +80,11 @@ class Host:
 
     def _popen(self, command: Sequence[str], env: Mapping[str, str]) -> Process:
         # What a local Ray does without (hbt_ray.session), but for processes that wait for a first job.
-        several = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1"}
+        several = {
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1",
+            "RAY_enable_open_telemetry": "1",
+        }
         interface = {"GLOO_SOCKET_IFNAME": self.device}  # else gloo takes the host name's, 127.0.0.1
         own = {**os.environ, **several, **env, **interface}
         with self.log.open("ab") as log:

@@ -8,7 +8,6 @@ import secrets
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import swift
+from ports import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "mlflow" / "README.md"
@@ -50,12 +50,6 @@ def documented(beginning: str) -> str:
     """The command of README.md that begins so."""
     (command,) = re.findall(rf"^    ({re.escape(beginning)}.*)$", README.read_text(encoding="utf-8"), re.MULTILINE)
     return str(command)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

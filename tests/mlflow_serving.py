@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,15 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ports import free_port
 from test_encoder import sentence_transformer_vectors
 
 TEXTS = ["What is the currency of Japan?", "Япония", "الين الياباني"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def answer(url: str, body: dict[str, Any] | None = None) -> tuple[int, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ import torch
 import torch.multiprocessing as mp
 import yaml
 from checkpoint_ranks import IDENTITY, STAGES, load_train, train_save_train, write_record
+from ports import free_port
 from ray.train._internal.session import _TrainingResult
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
 from ray.train.v2._internal.execution.storage import StorageContext
@@ -286,12 +286,6 @@ def test_interrupted_says_where_it_goes_on() -> None:
 
 
 # --- another world size ----------------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def rows_of(config: Config, model: Path, world_size: int) -> list[StepRow]:

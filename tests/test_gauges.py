@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import socket
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_port
 
 from hbt_ray.config import Config
 from hbt_ray.train.gauges import GAUGES, gauge_values
@@ -75,13 +75,12 @@ def test_a_report_without_steps_leaves_the_gauges_as_they_are() -> None:
 
 
 @pytest.fixture
-def metrics_port() -> Iterator[int]:
-    """A local Ray as commands start it, that exports metrics every second at a free port."""
+def metrics_port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A local Ray whose processes export metrics as a cluster's do, every second at a free port."""
     import ray
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    monkeypatch.setenv("RAY_enable_open_telemetry", "1")  # for Ray's processes: this one has read it before
+    port = free_port()
     ray.init(
         address="local",
         num_cpus=4,

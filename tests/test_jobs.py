@@ -8,7 +8,6 @@ import pty
 import secrets
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.servers, pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -39,12 +39,6 @@ def command(*arguments: str, env: dict[str, str] | None = None, cwd: Path = ROOT
         timeout=840,
         check=False,
     )
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -116,3 +120,32 @@ def test_only_a_local_ray_does_without_what_a_cluster_needs(
     found = {name for name in LOCAL if name in environ}
     assert found == (set(LOCAL) if address is None else {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"})
     assert ("RAY_AUTH_TOKEN" in environ) == (address is None)
+
+
+SESSIONS = """
+from pathlib import Path
+from hbt_ray.session import prepare_environment, ray_session
+
+prepare_environment()
+for _ in range(3):
+    with ray_session():
+        pass
+    names = [task.read_text() for task in Path("/proc/self/task").glob("*/comm")]
+    print(names.count(Path("/proc/self/comm").read_text()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="this system does not show its threads")
+def test_local_rays_leave_no_exporters_behind() -> None:
+    """Ray ends only its first exporter of metrics in a process; each further one may log after its logger is gone.
+
+    That is a segmentation fault at the end of a process that did its work. Ray's exporter has a thread without a name
+    of its own, as few others have.
+    """
+    ours = {name: value for name, value in os.environ.items() if name not in LOCAL}
+    ran = subprocess.run([sys.executable, "-c", SESSIONS], env=ours, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    first, second, third = map(int, ran.stdout.split())
+    assert third <= second <= first

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import socket
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from contrastive_ranks import Case, first_steps
+from ports import free_port
 from tokenizers import Tokenizer
 
 from hbt_ray.config import Config, TrainSection
@@ -109,12 +109,6 @@ def reference(model: Path, row: StepRow, *, symmetric: bool = False) -> tuple[fl
     assert log_tau.grad is not None
     gradients = {name: w.grad for name, w in encoder.named_parameters() if w.grad is not None}
     return loss.item(), log_tau.grad.item(), gradients
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def run_cases(model: Path, world_size: int, cases: list[Case], out: Path) -> dict[str, Any]:
